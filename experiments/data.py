@@ -1,0 +1,59 @@
+"""The cohort that a config asks for: a folder of the user's, or the embedded thorax."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from lmreg_jax import configuration, phantom
+from lmreg_jax.cohort import Cohort, read_cohort, with_validation
+
+
+def cache_folder() -> Path:
+    """Where cohorts are kept between runs: $LMREG_CACHE, else the user's cache folder."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("LMREG_CACHE") or Path(base) / "lmreg_jax")
+
+
+def embedded_root(config: ConfigDict) -> Path:
+    """The embedded cohort at the configured grid; written on first use, named by what it holds."""
+    data, spacing = config.data, configuration.spacing_mm(config)
+    grid = "x".join(map(str, data.shape)) + "_" + "x".join(f"{s:g}" for s in spacing) + "mm"
+    name = f"thorax_v{phantom.VERSION}_{data.cases}_{data.test}_{grid}_seed{config.seed}"
+    root = cache_folder() / name
+    if not root.is_dir():
+        logging.getLogger(__name__).info("generating the embedded cohort in %s", root)
+        phantom.write_cohort(
+            root,
+            cases=data.cases,
+            test=data.test,
+            seed=config.seed,
+            shape=tuple(data.shape),
+            spacing_mm=spacing,
+        )
+    return root
+
+
+def load_cohort(config: ConfigDict, *, progress: bool = True) -> Cohort:
+    """The cohort of `config.data`, aligned, on its grid, with validation cases set apart.
+
+    Raises InputError where a file or a value of the cohort cannot be used.
+    """
+    data = config.data
+    cohort = read_cohort(
+        Path(data.root) if data.root else embedded_root(config),
+        shape=tuple(data.shape),
+        spacing_mm=configuration.spacing_mm(config),
+        window=tuple(data.window),
+        window_kind=data.window_kind,
+        landmark_names=tuple(data.landmark_names),
+        alignment=data.alignment,
+        reference=data.reference,
+        cache=Path(data.cache) if data.cache else cache_folder() / "cohorts",
+        allow_outside_root=data.allow_outside_root,
+        progress=progress,
+    )
+    return with_validation(cohort, data.validation, config.seed)

@@ -1,0 +1,79 @@
+"""Tables and figures of a trained model on pairs that training has not seen.
+
+    python -m experiments.evaluate --workdir=DIR [--split=validation] [--output=FOLDER]
+
+Writes evaluation.csv, evaluation.json, evaluation.md and figures/*.png, and prints the table.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from experiments import command, scalars
+from experiments.data import load_cohort
+from lmreg_jax import configuration, evaluation, figures, registration
+from lmreg_jax.cohort import Cohort, held_out_pairs
+from lmreg_jax.errors import InputError, exits_cleanly
+
+
+def held_out_evaluation(
+    cohort: Cohort, workdir: Path, split: str = "test", output: Path | None = None
+) -> dict[str, Any]:
+    """Evaluates the best checkpoint of `workdir`; files go to `output` (default: `workdir`).
+
+    Returns what evaluation.json holds; empty, with a warning, where the split has no pairs.
+    """
+    pairs = held_out_pairs(cohort, split)
+    if not pairs:
+        logging.warning("%s: no %s pairs, so no held-out table", cohort.root, split)
+        return {}
+    output = workdir if output is None else output
+    register = registration.load(workdir)
+    results = evaluation.evaluate_pairs(register, cohort, pairs)
+    evaluation.write_tables(output, results, cohort)
+    evaluation.write_figures(output / "figures", register, cohort, pairs, results)
+    if (workdir / scalars.FILE).exists():
+        figures.loss_curves(output / "figures" / "loss_curves.png", workdir / scalars.FILE)
+    print((output / "evaluation.md").read_text())
+    print(f"checkpoint {register.source} of {workdir}; tables and figures are in {output}")
+    return json.loads((output / "evaluation.json").read_text())
+
+
+def define_flags() -> None:
+    """Not at import: `experiments.train`, which imports this module, has a --workdir of its own."""
+    flags.DEFINE_string("workdir", None, "Folder of a training.", required=True)
+    flags.DEFINE_enum("split", "test", ("train", "validation", "test"), "Whose pairs.")
+    flags.DEFINE_string("output", "", "Folder for tables and figures; default: the workdir.")
+
+
+@exits_cleanly
+def main(arguments: list[str]) -> None:
+    command.no_arguments(arguments)
+    values: Any = flags.FLAGS
+    workdir, split, output = values.workdir, values.split, values.output
+    try:
+        config = configuration.from_json((Path(workdir) / configuration.FILE).read_text())
+    except FileNotFoundError:
+        raise InputError(
+            f"{workdir}: no {configuration.FILE} there; --workdir needs a folder that "
+            "experiments.train wrote"
+        ) from None
+    except (ValueError, AttributeError) as error:
+        name = Path(workdir) / configuration.FILE
+        raise InputError(f"{name}: not a readable configuration ({error})") from None
+    cohort = load_cohort(config)
+    if not held_out_evaluation(cohort, Path(workdir), split, Path(output) if output else None):
+        raise InputError(
+            f"{cohort.root}: no {split} cases to evaluate on; mark at least two of them "
+            f"'{split}' in cases.csv, or give another --split"
+        )
+
+
+if __name__ == "__main__":
+    define_flags()
+    command.run(main)

@@ -1,0 +1,94 @@
+"""Lung CT, landmark-constrained. One value a line, with its unit or its equation.
+
+    python -m experiments.train --config=experiments/lung.py          quick default, embedded cohort
+    python -m experiments.train --config=experiments/lung.py:paper    the setting of [Hu]
+    ... --config.data.root=DIR                                        your own CTs and landmarks
+    ... --config.objective.landmark_weight=0                          any value, by its name
+"""
+
+from ml_collections import ConfigDict
+
+from lmreg_jax.errors import InputError
+
+VARIANTS = ("", "paper")
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    if variant not in VARIANTS:
+        raise InputError(f"experiments/lung.py:{variant}: the variants are {', '.join(VARIANTS[1:])} or none")
+    config = ConfigDict()
+    config.seed = 0
+
+    config.data = ConfigDict()
+    config.data.root = ""  # folder of a cohort; empty: the embedded procedural thorax
+    config.data.cases = 40  # of the embedded cohort
+    config.data.test = 10  # of them held out
+    config.data.validation = 3  # taken out of the training cases, where the table names none
+    config.data.shape = (40, 28, 52)  # X, Y, Z voxels of the common grid
+    config.data.spacing_mm = 8.0  # a number, or (x, y, z)
+    config.data.window = (-1000.0, 400.0)  # to [0, 1]; HU, or percentiles
+    config.data.window_kind = "hu"  # hu | percentile
+    config.data.landmark_names = ()  # empty: all that the cohort has
+    config.data.alignment = "auto"  # auto | elastix | moments | none
+    config.data.reference = ""  # case that all are aligned to; empty: the most central training case
+    config.data.cache = ""  # folder for the cohort read; empty: a folder in the user's cache
+    config.data.allow_outside_root = False  # may the table's paths leave its folder?
+
+    config.model = ConfigDict()
+    config.model.encoder = (16, 32, 32, 32)  # features at 1/2, 1/4, 1/8, 1/16
+    config.model.decoder = (32, 32, 32, 32)  # features from the coarsest grid up
+    config.model.final = (16,)  # at the grid of the field
+    config.model.field_stride = 2  # image voxels a field voxel
+    config.model.normalisation = "none"  # none (paper) | instance
+    config.model.head_scale = 1.0  # factor on the mean head (paper: 1)
+    config.model.dtype = "float32"  # of the features: float32 | bfloat16
+
+    config.init = ConfigDict()
+    config.init.weights = ""  # Keras HDF5 file of [Dalca], or the folder of an earlier training
+
+    config.objective = ConfigDict()  # eq. 7
+    config.objective.reading = "voxelmorph"  # voxelmorph | exact
+    config.objective.precision = 10.0  # lambda
+    config.objective.image = "ssd"  # ssd (eq. 3) | lncc
+    config.objective.image_sigma = 0.02  # standard deviation of the intensities
+    config.objective.landmark_sigma = 1.0  # in landmark_unit
+    config.objective.landmark_unit = "voxel"  # voxel | mm
+    config.objective.landmark_weight = 1.0  # 0: VoxelMorph
+    config.objective.integration_steps = 7  # squarings
+
+    config.train = ConfigDict()
+    config.train.steps = 1000
+    config.train.pairs_per_batch = 4  # over all devices
+    config.train.both_orders = True  # (a, b) and (b, a) in one batch: their translations cancel
+    config.train.learning_rate = 1e-3  # of Adam
+    config.train.adam_b2 = 0.999
+    config.train.schedule = "cosine"  # constant (paper) | cosine
+    config.train.warmup_steps = 50
+    config.train.clip_norm = 0.0  # of the whole gradient; 0: off
+    config.train.coarse_factor = 2  # the first coarse_steps see images block-averaged by this
+    config.train.coarse_steps = 0
+    config.train.validate_every = 200  # steps
+    config.train.checkpoint_every = 200
+    config.train.keep = 2  # latest checkpoints
+    config.train.log_every = 10
+    config.train.max_skipped = 5  # steps in a row with a non-finite loss or gradient
+
+    config.augment = ConfigDict()  # all 0 in the paper
+    config.augment.rotation_deg = 0.0  # standard deviations of a random affine map, a pair
+    config.augment.scale = 0.0
+    config.augment.translation_mm = 0.0
+    config.augment.gamma = 0.0  # of the log of an intensity exponent
+    config.augment.noise = 0.0  # of the intensities
+
+    if variant == "paper":
+        config.data.shape = (160, 112, 208)
+        config.data.spacing_mm = 2.0
+        config.train.steps = 100_000
+        config.train.pairs_per_batch = 1
+        config.train.both_orders = False
+        config.train.learning_rate = 1e-4
+        config.train.schedule = "constant"
+        config.train.warmup_steps = 0
+        config.train.validate_every = 2_000
+        config.train.checkpoint_every = 500
+    return config

@@ -1,0 +1,152 @@
+"""Train, validate, evaluate: one command, resumed by the same command.
+
+    python -m experiments.train --config=experiments/lung.py [--workdir=DIR] [--config.NAME=VALUE]
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import app, flags
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from experiments import command, scalars
+from experiments.data import load_cohort
+from experiments.evaluate import held_out_evaluation
+from lmreg_jax import batches, checkpoint, configuration, evaluation, figures, pretrained, registration
+from lmreg_jax.cohort import held_out_pairs, split_names, training_pairs
+from lmreg_jax.errors import InputError, exits_cleanly
+from lmreg_jax.training import initial_state, parallel_train_step, replicate, unreplicate
+
+log = logging.getLogger("experiments.train")
+CONFIG = command.define_config("experiments/lung.py")
+WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run; default: runs/ and the config's name.")
+
+
+def train(config: ConfigDict, workdir: Path, *, evaluate: bool = True) -> dict[str, Any]:
+    """The whole story: devices, data, model, optimiser, restore, loop, evaluation.
+
+    Returns the summary of the held-out evaluation (empty without held-out pairs).
+    Raises InputError for what a user can mend, FloatingPointError where the loss stays non-finite.
+    """
+    configuration.validate(config)
+    devices = jax.local_devices()
+    if config.train.pairs_per_batch % len(devices):
+        raise InputError(
+            f"config.train.pairs_per_batch is {config.train.pairs_per_batch};"
+            f" it must be a multiple of the {len(devices)} devices"
+        )
+    command.open_workdir(workdir, config)
+
+    cohort = load_cohort(config)
+    pairs = training_pairs(cohort)
+    if not pairs:
+        raise InputError(f"{cohort.root}: no training pair; at least two training cases are needed")
+    assemble = batches.Assembler(cohort.cases)
+    validation = held_out_pairs(cohort, "validation")
+    log.info(
+        "%d training cases, %d pairs, %d validation pairs; alignment: %s; %d device(s): %s",
+        len(split_names(cohort, "train")),
+        len(pairs),
+        len(validation),
+        cohort.alignment,
+        len(devices),
+        devices[0].device_kind,
+    )
+
+    network = configuration.network(config)
+    optimiser = configuration.optimiser(config)
+    params = initial_params(config)
+    state = initial_state(params, optimiser)
+    step_in_parallel = parallel_train_step(
+        devices,
+        apply=network.apply,
+        objective=configuration.objective(config),
+        optimiser=optimiser,
+        augment=configuration.augment(config),
+    )
+    key = jax.random.key(config.seed)
+
+    def make(step: int) -> tuple[list[batches.Pair], Any]:
+        chosen = batches.pairs_of_step(
+            pairs,
+            config.train.pairs_per_batch,
+            step,
+            seed=config.seed,
+            both_orders=config.train.both_orders,
+        )
+        factor = config.train.coarse_factor if step < config.train.coarse_steps else 1
+        return chosen, assemble(chosen, factor)
+
+    with (
+        checkpoint.store(workdir, checkpoint.LATEST, config.train.keep) as latest,
+        checkpoint.store(workdir, checkpoint.BEST, 1) as best,
+        scalars.Writer(workdir) as rows,
+    ):
+        restored = checkpoint.restore(latest, state)
+        first = 0
+        if restored is not None:
+            first, state = restored
+            log.info("resuming %s at step %d", workdir, first)
+        rows.rewind(first)
+        best_tre = checkpoint.best_metrics(best).get("tre_mm", np.inf)
+        state = replicate(state, len(devices))
+        skipped = 0
+        bar = tqdm(total=config.train.steps, initial=first, desc="train", unit="step", mininterval=1)
+        for step, (chosen, batch) in batches.prefetch(make, range(first, config.train.steps)):
+            state, terms = step_in_parallel(state, batch, key)
+            done = step + 1
+            bar.update()
+            if done % config.train.log_every == 0 or done == config.train.steps:
+                rows.add(done, terms)
+                bar.set_postfix({name: f"{float(terms[name]):.4g}" for name in scalars.TERMS})
+            skipped = skipped + 1 if float(terms["skipped"]) else 0
+            if skipped:
+                rows.add_skipped(step, chosen, terms)
+            if skipped >= config.train.max_skipped:
+                bar.close()
+                raise command.NotFinite(scalars.non_finite(terms), step, workdir)
+            last = done == config.train.steps
+            if not skipped and (last or done % config.train.checkpoint_every == 0):
+                checkpoint.save(latest, done, unreplicate(state))
+            if validation and (last or done % config.train.validate_every == 0):
+                model = registration.registrar(config, unreplicate(state).params)
+                scores = evaluation.validation_scores(model, cohort, validation)
+                rows.add(done, {f"val_{name}": value for name, value in scores.items()})
+                # Without landmarks there is no TRE: the lungs' overlap chooses then.
+                score = scores["tre_mm"] if np.isfinite(scores["tre_mm"]) else -scores["dice"]
+                if score < best_tre:
+                    best_tre = score
+                    checkpoint.save(best, done, unreplicate(state), {"tre_mm": float(score)})
+        bar.close()
+
+    figures.loss_curves(workdir / "figures" / "loss_curves.png", workdir / scalars.FILE)
+    return held_out_evaluation(cohort, workdir) if evaluate else {}
+
+
+def initial_params(config: ConfigDict) -> Any:
+    """Random parameters, or those of `config.init.weights` (Keras HDF5 or a training's folder)."""
+    params = configuration.initial_params(config)
+    if not config.init.weights:
+        return params
+    weights = Path(config.init.weights)
+    if weights.is_dir():
+        return jax.tree.map(jax.numpy.asarray, checkpoint.load_params(weights, params)[1])
+    return pretrained.import_keras(weights, configuration.network(config))
+
+
+@exits_cleanly
+def main(arguments: list[str]) -> None:
+    command.no_arguments(arguments)
+    command.quiet_log()
+    config = CONFIG.value
+    train(config, Path(WORKDIR.value) if WORKDIR.value else command.default_workdir())
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -1,0 +1,1 @@
+"""Landmark-constrained learning for lung CT registration."""

@@ -1,0 +1,225 @@
+"""One subject on the common grid: its mask, alignment, image and landmarks."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lmreg_jax import alignment, preprocess
+from lmreg_jax.cohort_options import Options
+from lmreg_jax.cohort_table import Row
+from lmreg_jax.errors import InputError
+from lmreg_jax.volumes import Volume, apply_affine, read_volume, resample
+
+log = logging.getLogger(__name__)
+
+Array = NDArray[Any]
+Points = Mapping[str, Array]
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """A subject on the cohort's common grid.
+
+    image [X, Y, Z] float32 in [0, 1]; lungs, lobes uint8 labels or None; landmarks [K, 3] and points
+    [P, 3] float32, voxels of the grid, NaN where missing; *_mm the same in RAS mm of the own scan.
+    scan_from_grid [4, 4]: voxel of the grid -> RAS mm of the own scan; alignment: how it was found.
+    """
+
+    name: str
+    split: str
+    image: Array = field(repr=False)
+    lungs: Array | None = field(repr=False)
+    lobes: Array | None = field(repr=False)
+    landmarks: Array = field(repr=False)
+    points: Array = field(repr=False)
+    landmarks_mm: Array = field(repr=False)
+    points_mm: Array = field(repr=False)
+    scan_from_grid: Array = field(repr=False)
+    alignment: str = "none"
+
+
+class Reference(NamedTuple):
+    """The subject whose RAS mm the common grid lives in; affine [4, 4]: voxel of the grid -> mm."""
+
+    name: str
+    affine: Array
+    centre: Array  # middle of the image, mm
+    mask: Volume | None
+    image: Volume | None  # windowed; only where elastix needs it
+
+
+def windowed(volume: Volume, options: Options) -> Volume:
+    """The scan in [0, 1]. Before any interpolation, so that metal and padding cannot bleed."""
+    kind = (
+        preprocess.window_percentile if options.window_kind == "percentile" else preprocess.window
+    )
+    return Volume(kind(volume.data, options.window), volume.affine)
+
+
+def read_reference(row: Row, mask: Volume | None, options: Options) -> Reference:
+    """The common grid: centred on the reference's lungs, or on its image where it has no mask."""
+    image = read_volume(row.image)
+    centre = preprocess.image_centre(image)
+    affine = (
+        preprocess.centred_grid(centre, options.shape, np.array(options.spacing_mm))
+        if mask is None
+        else preprocess.lung_centred_grid(mask, options.shape, np.array(options.spacing_mm))
+    )
+    keep = windowed(image, options) if options.alignment == "elastix" else None
+    return Reference(row.name, affine, centre, mask, keep)
+
+
+def read_case(
+    row: Row,
+    mask: Volume | None,
+    landmarks: Points,
+    points: Points,
+    names: tuple[tuple[str, ...], tuple[str, ...]],
+    reference: Reference,
+    options: Options,
+) -> Case:
+    """Reads, aligns and resamples one case. names: those of the landmarks and of the points.
+
+    Raises InputError, naming the file, on what `read_volume` refuses, on masks beside the image and
+    on landmarks outside the scan.
+    """
+    scan = read_volume(row.image)
+    if mask is not None:
+        _check_overlap(row, mask, scan)
+    try:
+        image = windowed(scan, options)
+    except InputError as error:
+        raise InputError(f"{row.image}: {error}") from error
+    pull, method = align(row, image, mask, reference, options)
+    shape, affine = options.shape, reference.affine
+    from_grid = pull @ affine
+
+    def labels(volume: Volume) -> Array:
+        moved = resample(volume, shape, affine, order=0, fill=0, pull=pull)
+        return np.asarray(moved.astype(np.uint8))
+
+    places = [
+        _place(found, wanted, scan, path)
+        for found, wanted, path in zip(
+            (landmarks, points), names, (row.landmarks, row.points), strict=True
+        )
+    ]
+    voxels = [apply_affine(np.linalg.inv(from_grid), mm).astype(np.float32) for mm in places]
+    return Case(
+        name=row.name,
+        split=row.split,
+        image=resample(image, shape, affine, fill=0.0, pull=pull),
+        lungs=None if mask is None else labels(mask),
+        lobes=None if row.lobes is None else labels(_read_lobes(row.lobes)),
+        landmarks=voxels[0],
+        points=voxels[1],
+        landmarks_mm=places[0],
+        points_mm=places[1],
+        scan_from_grid=from_grid,
+        alignment=method,
+    )
+
+
+def _read_lobes(path: Path) -> Volume:
+    lobes = read_volume(path)
+    if lobes.data.min() < 0 or lobes.data.max() > 255 or np.any(lobes.data % 1):
+        raise InputError(f"{path}: lobe labels must be whole numbers from 0 to 255")
+    return lobes
+
+
+def align(
+    row: Row, image: Volume, mask: Volume | None, reference: Reference, options: Options
+) -> tuple[Array, str]:
+    """Reference RAS mm -> the case's RAS mm, [4, 4], and the name of the method that gave it."""
+    method = options.alignment
+    if method == "identity" or row.name == reference.name:
+        return np.eye(4), method
+    masked = mask is not None and reference.mask is not None
+    if mask is not None and reference.mask is not None:
+        initial = (
+            alignment.translation(_middle(reference.mask), _middle(mask))
+            if method == "none"
+            else alignment.align_moments(reference.mask, mask)
+        )
+    else:
+        initial = alignment.translation(reference.centre, preprocess.image_centre(image))
+    fallback = ("moments" if masked else "none") if method == "elastix" else method
+    if method == "moments" and not masked:
+        fallback = "none"
+    if method != "elastix" or reference.image is None:
+        return initial, fallback
+    try:
+        return (
+            alignment.align_elastix(reference.image, image, reference.mask, mask, initial),
+            "elastix",
+        )
+    except (RuntimeError, InputError) as error:
+        log.warning("%s: elastix failed (%s); aligned by %s", row.name, error, fallback)
+        return initial, fallback
+
+
+def _middle(mask: Volume) -> Array:
+    low, high = preprocess.bounding_box_mm(mask)
+    return (low + high) / 2
+
+
+def _check_overlap(row: Row, mask: Volume, scan: Volume) -> None:
+    """A mask may have a grid of its own, but it must lie in the scan."""
+    step = max(1, round((mask.data.size / 1e6) ** (1 / 3)))
+    sparse = mask.data[::step, ::step, ::step]
+    mm = apply_affine(mask.affine, np.argwhere(sparse) * step)
+    inside = _inside(scan, mm, margin=0.5).mean() if len(mm) else 1.0
+    if inside == 0:
+        raise InputError(
+            f"{row.lungs}: lies wholly outside {row.image}; its affine is of another scan, or one of "
+            "the two was saved without its orientation"
+        )
+    if inside < 0.5:
+        log.warning("%s: only %.0f %% of it lies inside %s", row.lungs, 100 * inside, row.image)
+
+
+def _inside(scan: Volume, mm: Array, margin: float) -> Array:
+    """Which points [N, 3], RAS mm, lie in the scan; margin: voxels beyond its outer voxel centres."""
+    index = apply_affine(np.linalg.inv(scan.affine), mm)
+    return np.all((index >= -margin) & (index <= np.array(scan.data.shape) - 1 + margin), axis=-1)
+
+
+def _place(found: Points, names: tuple[str, ...], scan: Volume, path: Path | None) -> Array:
+    """The points in the order of `names`, [K, 3] RAS mm, NaN where missing; all must lie in the scan."""
+    present = {name: point for name, point in found.items() if name in names}
+    mm = np.full((len(names), 3), np.nan)
+    for name, point in present.items():
+        mm[names.index(name)] = point
+    if not present:
+        return mm
+    all_mm = np.array(list(present.values()))
+    inside = _inside(scan, all_mm, margin=1.5)  # a voxel beyond the outer voxels' faces
+    if not inside.all():
+        outside = [name for name, ok in zip(present, inside, strict=True) if not ok]
+        flipped = _inside(scan, all_mm * (-1, -1, 1), margin=1.5).mean()
+        mixed_up = flipped >= 0.8 and flipped > inside.mean()
+        hint = (
+            "with the signs of x and y changed they lie inside: the file seems to be LPS (ITK, 3D "
+            "Slicer); write RAS mm, (-x, -y, z)"
+            if mixed_up
+            else "they must be RAS mm of this very scan"
+        )
+        corners = apply_affine(scan.affine, np.array([np.zeros(3), np.array(scan.data.shape) - 1]))
+        low, high = (_numbers(corner) for corner in corners)
+        raise InputError(
+            f"{path}: {len(outside)} of {len(present)} landmarks lie outside the scan, first "
+            f"{outside[0]!r} at ({_numbers(present[outside[0]])}); the scan spans ({low}) to "
+            f"({high}); {hint}"
+        )
+    return mm
+
+
+def _numbers(values: Array) -> str:
+    return ", ".join(f"{value:.1f}" for value in values)

@@ -1,0 +1,69 @@
+"""A case's lung mask: from its file, or by segmentation."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lmreg_jax import preprocess
+from lmreg_jax.cohort_options import Options
+from lmreg_jax.cohort_table import Row
+from lmreg_jax.errors import InputError
+from lmreg_jax.volumes import Volume, apply_affine, read_volume
+
+log = logging.getLogger(__name__)
+
+Array = NDArray[Any]
+
+
+class Lungs(NamedTuple):
+    """A lung mask, cropped to its bounding box, and whether the scan (or mask) cuts the lungs off."""
+
+    mask: Volume
+    cut_off: bool
+
+
+def read_lungs(row: Row, options: Options) -> Lungs | None:
+    """The case's lungs from its file, or segmented, or None.
+
+    Labels 1 left and 2 right where the file holds both, else 1. Raises InputError on an empty mask.
+    """
+    if row.lungs is not None and options.lungs in ("auto", "file"):
+        mask = read_volume(row.lungs)
+        if not np.any(mask.data):
+            raise InputError(f"{row.lungs}: the lung mask is empty; leave its cell empty instead")
+        mask = Volume(_sided(mask.data), mask.affine)
+        return Lungs(cropped(mask), bool(preprocess.cut_off(mask)))
+    if options.lungs in ("none", "file"):
+        return None
+    image = read_volume(row.image)
+    if options.lungs == "auto" and not preprocess.looks_like_ct(image):
+        return None
+    try:
+        mask = preprocess.segment_lungs(image)
+    except InputError as error:
+        if options.lungs == "segment":
+            raise InputError(f"{row.image}: {error}") from error
+        log.warning("%s: %s", row.image, error)
+        return None
+    for doubt in preprocess.lung_report(mask).warnings:
+        log.warning("%s: lung segmentation: %s", row.image, doubt)
+    return Lungs(cropped(mask), bool(preprocess.cut_off(mask)))
+
+
+def _sided(labels: Array) -> Array:
+    if set(np.unique(labels)) == {0, preprocess.LEFT, preprocess.RIGHT}:
+        return labels.astype(np.uint8)
+    return (labels != 0).astype(np.uint8)
+
+
+def cropped(mask: Volume) -> Volume:
+    """The part of a mask that holds its non-zero voxels: what has to be kept in memory of it."""
+    filled = [np.flatnonzero(mask.data.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
+    part = tuple(slice(index[0], index[-1] + 1) for index in filled)
+    affine = mask.affine.copy()
+    affine[:3, 3] = apply_affine(mask.affine, np.array([s.start for s in part]))
+    return Volume(mask.data[part].copy(), affine)

@@ -1,0 +1,179 @@
+"""From a config (`ml_collections.ConfigDict`, the table in `experiments/lung.py`) to its parts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+from jax import Array
+
+from lmreg_jax import prior
+from lmreg_jax.augmentation import Augmentation, augment_pair, is_off
+from lmreg_jax.errors import InputError
+from lmreg_jax.objective import Objective
+from lmreg_jax.similarity import IMAGE_TERMS
+from lmreg_jax.training import Batch
+from lmreg_jax.unet import UNet
+
+FILE = "config.json"
+CHOICES: dict[str, tuple[Any, ...]] = {
+    "data.window_kind": ("hu", "percentile"),
+    "data.alignment": ("auto", "elastix", "moments", "none"),
+    "model.field_stride": (1, 2, 4),
+    "model.normalisation": ("none", "instance"),
+    "model.dtype": ("float32", "bfloat16"),
+    "objective.reading": prior.READINGS,
+    "objective.image": tuple(IMAGE_TERMS),
+    "objective.landmark_unit": ("voxel", "mm"),
+    "train.schedule": ("constant", "cosine"),
+}
+POSITIVE = (
+    "data.spacing_mm",
+    "data.shape",
+    "model.encoder",
+    "model.decoder",
+    "objective.precision",
+    "objective.image_sigma",
+    "objective.landmark_sigma",
+    "objective.integration_steps",
+    "train.steps",
+    "train.pairs_per_batch",
+    "train.learning_rate",
+    "train.coarse_factor",
+    "train.validate_every",
+    "train.checkpoint_every",
+    "train.keep",
+)
+
+
+def spacing_mm(config: ml_collections.ConfigDict) -> tuple[float, float, float]:
+    """`data.spacing_mm` as three numbers; one number means isotropic."""
+    value = config.data.spacing_mm
+    x, y, z = value if isinstance(value, (tuple, list)) else (value,) * 3
+    return float(x), float(y), float(z)
+
+
+def validate(config: ml_collections.ConfigDict) -> None:
+    """Raises InputError that names the first value which cannot be used, and the valid ones."""
+    for name, choices in CHOICES.items():
+        value = _get(config, name)
+        if value not in choices:
+            raise InputError(
+                f"config.{name} is {value!r}; one of {', '.join(map(repr, choices))} is needed"
+            )
+    for name in POSITIVE:
+        value = _get(config, name)
+        values = value if isinstance(value, (tuple, list)) else (value,)
+        if not all(v > 0 for v in values):
+            raise InputError(f"config.{name} is {value!r}; it must be above 0")
+    if len(config.data.shape) != 3:
+        raise InputError(f"config.data.shape is {config.data.shape!r}; three sizes X, Y, Z are needed")
+    levels_up = len(config.model.encoder) + 1 - {1: 0, 2: 1, 4: 2}[config.model.field_stride]
+    if levels_up < 1 or len(config.model.decoder) != levels_up:
+        raise InputError(
+            f"config.model.decoder has {len(config.model.decoder)} features; an encoder of"
+            f" {len(config.model.encoder)} and field_stride {config.model.field_stride} need {levels_up}"
+        )
+    if config.train.both_orders and config.train.pairs_per_batch % 2:
+        raise InputError(
+            f"config.train.pairs_per_batch is {config.train.pairs_per_batch}; with both_orders it must"
+            " be even (each pair stands in the batch in both orders)"
+        )
+    if config.data.window[0] >= config.data.window[1]:
+        raise InputError(f"config.data.window is {config.data.window}; (low, high) with low < high is needed")
+
+
+def network(config: ml_collections.ConfigDict) -> UNet:
+    """The U-Net of `config.model`."""
+    model = config.model
+    return UNet(
+        encoder=tuple(model.encoder),
+        decoder=tuple(model.decoder),
+        final=tuple(model.final),
+        field_stride=model.field_stride,
+        normalisation=model.normalisation,
+        head_scale=model.head_scale,
+        dtype=None if model.dtype == "float32" else jnp.dtype(model.dtype),
+    )
+
+
+def initial_params(config: ml_collections.ConfigDict) -> Any:
+    """Random parameters from `config.seed`."""
+    net = network(config)
+    image = jnp.zeros((1, *(net.multiple,) * 3))  # Kernels do not depend on the grid: the smallest.
+    return net.init(jax.random.key(config.seed), image, image)
+
+
+def objective(config: ml_collections.ConfigDict) -> Objective:
+    """Eq. 7 with the constants of `config.objective`."""
+    values = config.objective.to_dict()
+    return Objective(**values, spacing_mm=spacing_mm(config))
+
+
+def augment(config: ml_collections.ConfigDict) -> Callable[[Array, Batch], Batch] | None:
+    """The random change of a pair that `config.augment` asks for; None where all of it is 0."""
+    options = Augmentation(**config.augment.to_dict(), spacing_mm=spacing_mm(config))
+    return None if is_off(options) else partial(augment_pair, options=options)
+
+
+def optimiser(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
+    """Adam as in [Hu]; warm-up, cosine decay and clipping of the gradient's norm where configured."""
+    train = config.train
+    if train.schedule == "cosine" or train.warmup_steps:
+        decay = train.steps if train.schedule == "cosine" else None
+        rate: Any = _schedule(train.learning_rate, train.warmup_steps, decay)
+    else:
+        rate = train.learning_rate
+    clip = [optax.clip_by_global_norm(train.clip_norm)] if train.clip_norm else []
+    return optax.chain(*clip, optax.adam(rate, b2=train.adam_b2))
+
+
+def _schedule(peak: float, warmup: int, steps: int | None) -> optax.Schedule:
+    rise = optax.linear_schedule(0, peak, max(warmup, 1))
+    fall = (
+        optax.constant_schedule(peak)
+        if steps is None
+        else optax.cosine_decay_schedule(peak, max(steps - warmup, 1), alpha=0.01)
+    )
+    return optax.join_schedules([rise, fall], [warmup])
+
+
+def to_json(config: ml_collections.ConfigDict) -> str:
+    """The config as indented JSON."""
+    return json.dumps(config.to_dict(), indent=2) + "\n"
+
+
+def from_json(text: str) -> ml_collections.ConfigDict:
+    """The config that `to_json` wrote; lists become tuples again."""
+
+    def frozen(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: frozen(item) for key, item in value.items()}
+        return tuple(map(frozen, value)) if isinstance(value, list) else value
+
+    return ml_collections.ConfigDict(frozen(json.loads(text)))
+
+
+def differences(one: ml_collections.ConfigDict, other: ml_collections.ConfigDict) -> list[str]:
+    """Names of the values in which two configs differ, e.g. ["train.learning_rate"]."""
+    flat = [dict(_flatten(json.loads(to_json(c)))) for c in (one, other)]
+    return sorted(k for k in flat[0].keys() | flat[1].keys() if flat[0].get(k) != flat[1].get(k))
+
+
+def _flatten(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    rows: list[tuple[str, Any]] = []
+    for key, value in values.items():
+        rows += _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else [(prefix + key, value)]
+    return rows
+
+
+def _get(config: ml_collections.ConfigDict, name: str) -> Any:
+    for part in name.split("."):
+        config = config[part]
+    return config

@@ -1,0 +1,38 @@
+"""The one error that means "the input is at fault, not the program"."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+class InputError(ValueError):
+    """A user's input cannot be used.
+
+    The message is shown as it is: it names the file or value, says what was needed and what to do.
+    """
+
+
+def exits_cleanly(main: Callable[..., T]) -> Callable[..., T]:
+    """Wraps a command's `main`: an `InputError` becomes one line on stderr and exit status 2.
+
+    Disk trouble while writing (full, read-only, no permission) is the user's to mend as well, so
+    `OSError` is reported in the same way. Anything else is a bug and keeps its traceback.
+    """
+
+    @functools.wraps(main)
+    def wrapped(*args: object, **kwargs: object) -> T:
+        try:
+            return main(*args, **kwargs)
+        except InputError as error:
+            print(f"error: {error}", file=sys.stderr)
+        except OSError as error:
+            name = f"{error.filename}: " if error.filename else ""
+            print(f"error: {name}{error.strerror or error}", file=sys.stderr)
+        raise SystemExit(2)
+
+    return wrapped

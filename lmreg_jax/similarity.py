@@ -1,0 +1,56 @@
+"""Image terms: how unlike a warped moving image is the fixed one. By name in `IMAGE_TERMS`.
+
+To add one: write the function here, enter it in the table, name it in `config.objective.image`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+from jax import Array, lax
+
+
+def mean_squared_error(fixed: Array, warped: Array) -> Array:
+    """mean (f - m o psi)^2, the exponent of eq. 3 before it is divided by sigma^2.  [Hu eq. 3]
+
+    Both `[X, Y, Z]`, intensities in [0, 1]. The objective scales it (see `objective.image_scale`).
+    """
+    return jnp.mean((fixed - warped) ** 2)
+
+
+def local_correlation(fixed: Array, warped: Array, *, window: int = 9) -> Array:
+    """Squared local correlation coefficient at each voxel, `[X, Y, Z]`, 0 to 1. [Avants 2008]
+
+    Windows of window^3 voxels, cut at the border (a mean is over the voxels that exist, not over
+    zeros outside). The images' means are removed first: the variance is a difference of two
+    sums, and in float32 on HU-like data it is otherwise off by a per cent. A flat window
+    correlates with nothing: 0.
+    """
+
+    def box(values: Array) -> Array:
+        for axis in range(3):
+            size = tuple(window if a == axis else 1 for a in range(3))
+            values = lax.reduce_window(values, jnp.zeros((), values.dtype), lax.add, size, (1, 1, 1), "SAME")
+        return values
+
+    fixed = fixed - lax.stop_gradient(jnp.mean(fixed))
+    warped = warped - lax.stop_gradient(jnp.mean(warped))
+    count = box(jnp.ones_like(fixed))
+    fixed_mean, warped_mean = box(fixed) / count, box(warped) / count
+    covariance = box(fixed * warped) / count - fixed_mean * warped_mean
+    fixed_variance = jnp.maximum(box(fixed**2) / count - fixed_mean**2, 0)
+    warped_variance = jnp.maximum(box(warped**2) / count - warped_mean**2, 0)
+    # 1e-8 is the square of a variance of 1e-4, a noise of 1 % of the window: below it, flat.
+    return covariance**2 / (fixed_variance * warped_variance + 1e-8)
+
+
+def one_minus_local_correlation(fixed: Array, warped: Array) -> Array:
+    """1 - mean squared local correlation over 9^3 windows; a scalar, 0 for equal structure."""
+    return 1 - jnp.mean(local_correlation(fixed, warped))
+
+
+IMAGE_TERMS: dict[str, Callable[[Array, Array], Array]] = {
+    "ssd": mean_squared_error,
+    "lncc": one_minus_local_correlation,
+}

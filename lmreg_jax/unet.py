@@ -1,0 +1,102 @@
+"""The Flax U-Net of [Dalca]. The only file that knows Flax."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from lmreg_jax import convolution
+from lmreg_jax.posterior import Posterior
+
+
+class UNet(nn.Module):
+    """Posterior of a stationary velocity field from a moving and a fixed image.  [Dalca, fig. 2]
+
+    encoder: features of the stride-2 convolutions, finest first. decoder: features of the
+    convolutions from the coarsest grid up, one a grid; then `final` ones at the field's grid.
+    field_stride: image voxels for each field voxel, 1, 2 (the paper) or 4.
+    normalisation: "none" (the paper) or "instance" (each feature map to mean 0, variance 1 over
+    its grid, before the non-linearity: faster learning from scratch).
+    head_scale: multiplies the mean head; 1 in the paper.
+    """
+
+    encoder: tuple[int, ...] = (16, 32, 32, 32)
+    decoder: tuple[int, ...] = (32, 32, 32, 32)
+    final: tuple[int, ...] = (16,)
+    field_stride: int = 2
+    normalisation: str = "none"
+    head_scale: float = 1.0
+    dtype: Any = None
+
+    @property
+    def multiple(self) -> int:
+        """Grid sizes that the network itself takes are multiples of this."""
+        return 2 ** len(self.encoder)
+
+    @nn.compact
+    def __call__(self, moving: Array, fixed: Array) -> Posterior:
+        """moving, fixed: `[B, X, Y, Z]` in [0, 1], any size: padded by the edge, cropped back.
+
+        Returns the posterior on `[B, ceil(X/s), ceil(Y/s), ceil(Z/s), 3]`, s = field_stride; float32
+        (or float64) whatever `dtype` the features have.
+        """
+        shape = fixed.shape[1:]
+        padding = [(0, 0)] + [(0, -n % self.multiple) for n in shape]
+        features = jnp.pad(jnp.stack([moving, fixed], axis=-1), [*padding, (0, 0)], mode="edge")
+
+        skips = [features]
+        for level, width in enumerate(self.encoder):
+            skips.append(self._stage(skips[-1], width, f"encoder_{level}", stride=2))
+        levels_up = len(self.encoder) - round(math.log2(self.field_stride))
+        features = skips.pop()
+        for level in range(levels_up + 1):
+            if level > 0:
+                features = jnp.concatenate([double(features), skips.pop()], axis=-1)
+            features = self._stage(features, self.decoder[level], f"decoder_{level}")
+        for level, width in enumerate(self.final):
+            features = self._stage(features, width, f"final_{level}")
+
+        mean = self._convolution(3, "mean", nn.initializers.normal(1e-5))(features)
+        log_variance = self._convolution(
+            3, "log_variance", nn.initializers.normal(1e-10), nn.initializers.constant(-10.0)
+        )(features)
+        crop = (slice(None), *(slice(-(-n // self.field_stride)) for n in shape))
+        precise = jnp.promote_types(fixed.dtype, jnp.float32)
+        return Posterior(
+            self.head_scale * mean[crop].astype(precise), log_variance[crop].astype(precise)
+        )
+
+    def _stage(self, features: Array, width: int, name: str, stride: int = 1) -> Array:
+        features = self._convolution(width, name, nn.initializers.he_normal(), stride=stride)(features)
+        if self.normalisation == "instance":
+            centred = features - jnp.mean(features, axis=(1, 2, 3), keepdims=True)
+            variance = jnp.mean(centred**2, axis=(1, 2, 3), keepdims=True)
+            features = centred * jax.lax.rsqrt(variance + 1e-5)
+        return nn.leaky_relu(features, 0.2)
+
+    def _convolution(
+        self, width: int, name: str, kernel_init: Any, bias_init: Any = nn.initializers.zeros, stride: int = 1
+    ) -> nn.Conv:
+        return nn.Conv(
+            width,
+            (3, 3, 3),
+            strides=stride,
+            padding="SAME",
+            kernel_init=kernel_init,
+            bias_init=bias_init,
+            dtype=self.dtype,
+            conv_general_dilated=convolution.for_flax,
+            name=name,
+        )
+
+
+def double(features: Array) -> Array:
+    """Nearest-neighbour upsampling by 2 of `[B, X, Y, Z, C]`."""
+    for axis in (1, 2, 3):
+        features = jnp.repeat(features, 2, axis=axis)
+    return features

@@ -1,0 +1,271 @@
+"""Image and landmark files: the border between what is on disk and arrays.
+
+Arrays are [X, Y, Z] of an image brought to RAS+ (x grows to the patient's right, y to the front,
+z to the head). An affine [4, 4] takes a voxel index to RAS mm; voxel centres are at integers.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import struct
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import nibabel as nib
+import numpy as np
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
+from numpy.typing import DTypeLike, NDArray
+from scipy import ndimage
+
+from lmreg_jax.errors import InputError
+from lmreg_jax.tables import read_points, read_table, reason, replacing, write_points
+
+__all__ = [
+    "Volume",
+    "apply_affine",
+    "read_points",
+    "read_table",
+    "read_volume",
+    "replacing",
+    "resample",
+    "spacing",
+    "write_points",
+    "write_volume",
+]
+
+log = logging.getLogger(__name__)
+
+Array = NDArray[Any]
+
+MAX_VOXELS = 2**31  # 1290 voxels a side; a header that claims more is taken for a broken one
+MAX_INFLATION = 1032  # deflate cannot do better than 1032 : 1, so a .gz bounds what it can hold
+SPACING_LIMITS = (1e-3, 1e3)  # mm
+MILLIMETRES = {"meter": 1e3, "micron": 1e-3}  # NIfTI's length units other than mm
+DAMAGE = (  # what nibabel, gzip and zlib raise on damaged files
+    OSError,
+    EOFError,
+    ValueError,
+    OverflowError,
+    zlib.error,
+    struct.error,
+    ImageFileError,
+    HeaderDataError,
+)
+FWHM = 2 * math.sqrt(2 * math.log(2))  # full width at half maximum of a unit Gaussian
+
+
+class Volume(NamedTuple):
+    """An image with its place in space: data [X, Y, Z], affine [4, 4] voxel -> RAS mm."""
+
+    data: Array
+    affine: Array
+
+
+def spacing(affine: Array) -> Array:
+    """Voxel edge lengths [3] in mm: the column norms of the affine's linear part."""
+    return np.linalg.norm(np.asarray(affine, np.float64)[:3, :3], axis=0)
+
+
+def apply_affine(affine: Array, points: Array) -> Array:
+    """Points [..., 3] through a [4, 4] affine, in float64. NaN (missing) points stay NaN."""
+    affine = np.asarray(affine, np.float64)
+    return np.asarray(points, np.float64) @ affine[:3, :3].T + affine[:3, 3]
+
+
+def read_volume(path: str | os.PathLike[str]) -> Volume:
+    """A 3-D NIfTI image, its axes permuted and flipped to the closest RAS+ (never interpolated).
+
+    Integers keep their type, all else becomes float32. Raises InputError, naming the file, where it
+    is missing, damaged, truncated, not 3-D, not finite, or without a usable affine.
+    """
+    path = Path(path)
+    image = _open(path)
+    shape = _checked_shape(path, image)
+    affine = _checked_affine(path, image)
+    try:
+        data = _voxels(image.dataobj).reshape(shape)
+    except MemoryError:
+        raise InputError(f"{path}: no memory for {shape} voxels; resample it first") from None
+    except DAMAGE as error:
+        raise InputError(
+            f"{path}: cannot be read to its end ({reason(error)}); it looks truncated or damaged: "
+            "copy or export it again"
+        ) from error
+    if data.dtype.kind not in "iu":
+        data = data.astype(np.float32, copy=False)
+        broken = data.size - int(np.isfinite(data).sum())
+        if broken:
+            raise InputError(
+                f"{path}: {broken} voxels are NaN or infinite; replace them (with air, -1000 HU, "
+                "in a CT)"
+            )
+    turn = nib.orientations.io_orientation(affine)
+    affine = affine @ nib.orientations.inv_ornt_aff(turn, shape)
+    return Volume(nib.orientations.apply_orientation(data, turn), affine)
+
+
+def _voxels(proxy: Any) -> Array:
+    """As stored where the header asks for no scaling (labels, HU), else scaled, float32."""
+    scaled = proxy.slope != 1 or proxy.inter != 0
+    return np.asarray(proxy, np.float32) if scaled else np.asarray(proxy.get_unscaled())
+
+
+def _open(path: Path) -> Any:
+    if not path.exists():
+        raise InputError(f"{path}: no such image")
+    if not path.is_file():
+        raise InputError(f"{path}: not a file; name one .nii or .nii.gz image")
+    try:
+        image: Any = nib.load(path)
+    except DAMAGE as error:
+        raise InputError(f"{path}: not a readable NIfTI image ({reason(error)})") from error
+    if not isinstance(image, nib.nifti1.Nifti1Pair):
+        raise InputError(f"{path}: a {type(image).__name__}, not NIfTI; convert it to .nii.gz")
+    return image
+
+
+def _checked_shape(path: Path, image: Any) -> tuple[int, int, int]:
+    shape = tuple(int(n) for n in image.shape)
+    dtype = image.get_data_dtype()
+    if dtype.kind not in "iufb":
+        raise InputError(f"{path}: voxels of type {dtype}; one real number a voxel is needed")
+    if len(shape) < 3 or any(n != 1 for n in shape[3:]):
+        raise InputError(
+            f"{path}: shape {shape}; a 3-D image is needed (save one volume or channel of it)"
+        )
+    if min(shape[:3]) < 2:
+        raise InputError(f"{path}: shape {shape}; at least 2 voxels along each axis are needed")
+    # Before anything is allocated: a damaged or hostile header must not ask for terabytes.
+    voxels = math.prod(shape)
+    data_path = Path(image.file_map["image"].filename or path)
+    size = data_path.stat().st_size if data_path.exists() else 0
+    packed = data_path.suffix.lower() in (".gz", ".bz2", ".zst")
+    holds = size * MAX_INFLATION if packed else size - int(image.dataobj.offset)
+    if voxels > MAX_VOXELS or voxels * dtype.itemsize > holds:
+        raise InputError(
+            f"{path}: the header claims {shape} voxels of {dtype}, more than the {size} bytes of "
+            "the file can hold; it is truncated or its header is damaged: copy or export it again"
+        )
+    return shape[0], shape[1], shape[2]
+
+
+def _checked_affine(path: Path, image: Any) -> Array:
+    affine = np.array(image.affine, np.float64)
+    affine[:3] *= MILLIMETRES.get(image.header.get_xyzt_units()[0], 1.0)
+    if not np.isfinite(affine).all():
+        raise InputError(f"{path}: the header's affine is not finite; export the image again")
+    edges = spacing(affine)
+    if edges.min() < SPACING_LIMITS[0] or edges.max() > SPACING_LIMITS[1]:
+        raise InputError(
+            f"{path}: voxel spacing {_numbers(edges)} mm; zero, tiny and huge spacings are refused"
+        )
+    if abs(np.linalg.det(affine[:3, :3] / edges)) < 1e-3:
+        raise InputError(f"{path}: the header's affine is singular: its axes lie in one plane")
+    if not (int(image.header["sform_code"]) or int(image.header["qform_code"])):
+        log.warning(
+            "%s: the header holds no orientation; taken as %s", path, nib.aff2axcodes(affine)
+        )
+    return affine
+
+
+def write_volume(
+    path: str | os.PathLike[str], volume: Volume, dtype: DTypeLike | None = None
+) -> None:
+    """Writes .nii or .nii.gz under a temporary name, then renames: never half a file at `path`.
+
+    An integer `dtype` rounds and clips. Without one, types that NIfTI programs do not all read are
+    narrowed (bool to uint8, int64 to int32, float64 and float16 to float32).
+    """
+    path = Path(path)
+    if not path.name.endswith((".nii", ".nii.gz")):
+        raise InputError(f"{path}: images are written as .nii or .nii.gz")
+    data = np.asarray(volume.data)
+    narrow = {"b": np.uint8, "f": np.float32, "i": np.int32, "u": np.uint32}
+    common = data.dtype in (np.uint8, np.int16, np.uint16, np.int32, np.float32)
+    target = np.dtype(dtype or (data.dtype if common else narrow[data.dtype.kind]))
+    if target.kind in "iu" and data.dtype != target and data.dtype.kind != "b":
+        limits = np.iinfo(target)
+        data = np.clip(np.rint(data), limits.min, limits.max)
+    image = nib.Nifti1Image(data.astype(target, copy=False), volume.affine)
+    # Both forms: ITK reads the qform, most others the sform.
+    image.set_qform(volume.affine, code=1)
+    image.set_sform(volume.affine, code=1)
+    image.header.set_xyzt_units("mm")
+    with replacing(path) as temporary:
+        nib.save(image, temporary)
+
+
+def resample(
+    volume: Volume,
+    shape: Sequence[int],
+    affine: Array,
+    *,
+    order: int = 1,
+    fill: float,
+    pull: Array | None = None,
+) -> Array:
+    """The volume on another grid: out(i) = volume(volume.affine^-1 pull affine i), [*shape].
+
+    affine: target voxel -> target RAS mm; pull [4, 4]: target RAS mm -> the volume's RAS mm. Outside
+    the volume's voxels: `fill`. With order >= 1 a coarser target is smoothed for first, by a
+    Gaussian of sigma^2 = (step^2 - 1) / FWHM^2 source voxels. [Cardoso 2015]
+    """
+    matrix = np.linalg.inv(volume.affine) @ (np.eye(4) if pull is None else pull) @ affine
+    linear, offset = matrix[:3, :3], matrix[:3, 3].copy()
+    sigma = np.sqrt(np.maximum(np.sum(linear**2, axis=1) - 1, 0)) / FWHM
+    if order == 0:
+        sigma = np.zeros(3)
+    data, start = _needed_part(volume.data, shape, matrix, 4 * sigma + order + 1)
+    if data is None:
+        return np.full(tuple(shape), fill, volume.data.dtype if order == 0 else np.float32)
+    if data.dtype == bool:
+        data = data.astype(np.uint8)
+    if np.any(sigma > 0.1):  # below, the kernel's neighbours weigh less than 1e-20
+        data = ndimage.gaussian_filter(data, sigma, output=np.float32, mode="nearest")
+    dtype = data.dtype if order == 0 else np.float32
+    out: Array = ndimage.affine_transform(
+        data, linear, offset - start, tuple(shape), dtype, order=order, mode="nearest"
+    )
+    out[~_inside(volume.data.shape, shape, linear, offset)] = fill
+    return out
+
+
+def _needed_part(
+    data: Array, shape: Sequence[int], matrix: Array, margin: Array
+) -> tuple[Array | None, Array]:
+    """The box of source voxels that the target reads, and its first index; None if there is none.
+
+    An affine image of a box is bounded by the images of its corners. Saves most of the smoothing
+    where the grid is a small part of a large scan.
+    """
+    corners = np.indices((2, 2, 2)).reshape(3, -1).T * (np.asarray(shape) - 1)
+    reached = apply_affine(matrix, corners)
+    low = np.floor(reached.min(0) - margin).astype(int)
+    high = np.ceil(reached.max(0) + margin).astype(int) + 1
+    low, high = np.maximum(low, 0), np.minimum(high, data.shape)
+    if np.any(low >= high):
+        return None, low
+    return data[tuple(slice(a, b) for a, b in zip(low, high, strict=True))], low
+
+
+def _inside(source: Sequence[int], shape: Sequence[int], linear: Array, offset: Array) -> Array:
+    """Which target voxels' centres lie in a source voxel. A voxel is a box: up to 1/2 off its centre.
+
+    (scipy's own `constant` mode ends at the centres, so that rounding alone can lose a face.)
+    """
+    inside = np.ones(tuple(shape), bool)
+    i, j, k = np.ogrid[: shape[0], : shape[1], : shape[2]]
+    for axis in range(3):
+        a, b, c = linear[axis]
+        index = (a * i + offset[axis]) + b * j + c * k
+        inside &= (index >= -0.5 - 1e-6) & (index <= source[axis] - 0.5 + 1e-6)
+    return inside
+
+
+def _numbers(values: Array) -> str:
+    return " x ".join(f"{value:.4g}" for value in values)
