@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from lmreg_jax import configuration, phantom
+from lmreg_jax import configuration
 from lmreg_jax.cohort import Cohort, read_cohort, with_validation
 
 
@@ -20,6 +20,8 @@ def cache_folder() -> Path:
 
 def embedded_root(config: ConfigDict) -> Path:
     """The embedded cohort at the configured grid; written on first use, named by what it holds."""
+    from lmreg_jax import phantom
+
     data, spacing = config.data, configuration.spacing_mm(config)
     grid = "x".join(map(str, data.shape)) + "_" + "x".join(f"{s:g}" for s in spacing) + "mm"
     name = f"thorax_v{phantom.VERSION}_{data.cases}_{data.test}_{grid}_seed{config.seed}"

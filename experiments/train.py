@@ -95,7 +95,7 @@ def train(config: ConfigDict, workdir: Path, *, evaluate: bool = True) -> dict[s
             log.info("resuming %s at step %d", workdir, first)
         rows.rewind(first)
         best_tre = checkpoint.best_metrics(best).get("tre_mm", np.inf)
-        state = replicate(state, len(devices))
+        state = replicate(state, devices)
         skipped = 0
         bar = tqdm(total=config.train.steps, initial=first, desc="train", unit="step", mininterval=1)
         for step, (chosen, batch) in batches.prefetch(make, range(first, config.train.steps)):

@@ -76,7 +76,7 @@ def transport(fixed: Moments, moving: Moments) -> Array:
 
 
 def shape_distance(a: Moments, b: Moments) -> float:
-    """Wasserstein distance, mm, of two Gaussians brought to one mean: how differently they spread."""
+    """Wasserstein distance, mm, of two Gaussians with their means brought together."""
     root = _power(a.covariance, 0.5)
     cross = np.trace(_power(root @ b.covariance @ root, 0.5))
     squared = np.trace(a.covariance) + np.trace(b.covariance) - 2 * cross
@@ -106,7 +106,7 @@ def _power(matrix: Array, exponent: float) -> Array:
 
 
 def elastix_installed() -> bool:
-    """Whether the package itk-elastix is there, found without importing it (which takes seconds)."""
+    """Whether itk-elastix is there, found without importing it (which takes seconds)."""
     itk = importlib.util.find_spec("itk")
     folders = itk.submodule_search_locations if itk else None
     return any((Path(folder) / ELASTIX_MODULE).exists() for folder in folders or ())

@@ -85,13 +85,13 @@ def read_cohort(
     progress: bool = True,
     allow_outside_root: bool = False,
 ) -> Cohort:
-    """The cohort below `root` (format: `cohort_table`), on a grid of `shape` voxels of `spacing_mm`.
+    """The cohort below `root` (format: `cohort_table`), on `shape` voxels of `spacing_mm`.
 
     window: in the image's unit ("hu") or percentiles of each scan ("percentile"). landmark_names:
     those to use, in this order (default: all found). alignment: "elastix", "moments" (of the lung
     masks), "none" (shift only), "identity" (scans lie in one space already), "auto": elastix where
-    installed, else moments. reference: a case's name; default the most central training case. lungs:
-    "file", "segment", "none", "auto": the file, else segmented where the scan looks like a CT.
+    installed, else moments. reference: a case's name; default the most central training case.
+    lungs: "file", "segment", "none", "auto": the file, else segmented where it looks like a CT.
     cache: folder for the prepared arrays. Raises InputError on whatever the user can mend.
     """
     root = Path(root)
@@ -166,15 +166,15 @@ def training_pairs(cohort: Cohort, split: str = "train") -> list[tuple[str, str]
 def with_validation(cohort: Cohort, count: int, seed: int) -> Cohort:
     """Where no case is for validation, moves `count` training cases there, chosen by `seed`.
 
-    The reference stays in training. Raises InputError where fewer than 2 training cases would remain.
+    The reference stays in training. Raises InputError where fewer than 2 cases would remain there.
     """
     names = split_names(cohort, "train")
     if split_names(cohort, "validation") or count == 0:
         return cohort
     if count < 0 or len(names) - count < 2:
         raise InputError(
-            f"{cohort.root}: {count} of {len(names)} training cases for validation leave fewer than "
-            "2 to train on; take fewer, or mark validation cases in cases.csv"
+            f"{cohort.root}: {count} of {len(names)} training cases for validation leave fewer "
+            "than 2 to train on; take fewer, or mark validation cases in cases.csv"
         )
     free = [name for name in names if name != cohort.reference]
     moved = set(np.random.default_rng(seed).permutation(free)[:count].tolist())

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lmreg_jax import alignment, preprocess
+from lmreg_jax.cohort_lungs import Lungs
 from lmreg_jax.cohort_options import Options
 from lmreg_jax.cohort_table import Row
 from lmreg_jax.errors import InputError
@@ -27,8 +28,8 @@ Points = Mapping[str, Array]
 class Case:
     """A subject on the cohort's common grid.
 
-    image [X, Y, Z] float32 in [0, 1]; lungs, lobes uint8 labels or None; landmarks [K, 3] and points
-    [P, 3] float32, voxels of the grid, NaN where missing; *_mm the same in RAS mm of the own scan.
+    image [X, Y, Z] float32 in [0, 1]; lungs, lobes uint8 labels or None; landmarks [K, 3] and
+    points [P, 3] float32, voxels of the grid, NaN where missing; *_mm: RAS mm of the own scan.
     scan_from_grid [4, 4]: voxel of the grid -> RAS mm of the own scan; alignment: how it was found.
     """
 
@@ -51,7 +52,7 @@ class Reference(NamedTuple):
     name: str
     affine: Array
     centre: Array  # middle of the image, mm
-    mask: Volume | None
+    lungs: Lungs | None
     image: Volume | None  # windowed; only where elastix needs it
 
 
@@ -63,22 +64,22 @@ def windowed(volume: Volume, options: Options) -> Volume:
     return Volume(kind(volume.data, options.window), volume.affine)
 
 
-def read_reference(row: Row, mask: Volume | None, options: Options) -> Reference:
+def read_reference(row: Row, lungs: Lungs | None, options: Options) -> Reference:
     """The common grid: centred on the reference's lungs, or on its image where it has no mask."""
     image = read_volume(row.image)
     centre = preprocess.image_centre(image)
     affine = (
         preprocess.centred_grid(centre, options.shape, np.array(options.spacing_mm))
-        if mask is None
-        else preprocess.lung_centred_grid(mask, options.shape, np.array(options.spacing_mm))
+        if lungs is None
+        else preprocess.lung_centred_grid(lungs.mask, options.shape, np.array(options.spacing_mm))
     )
     keep = windowed(image, options) if options.alignment == "elastix" else None
-    return Reference(row.name, affine, centre, mask, keep)
+    return Reference(row.name, affine, centre, lungs, keep)
 
 
 def read_case(
     row: Row,
-    mask: Volume | None,
+    lungs: Lungs | None,
     landmarks: Points,
     points: Points,
     names: tuple[tuple[str, ...], tuple[str, ...]],
@@ -91,13 +92,13 @@ def read_case(
     on landmarks outside the scan.
     """
     scan = read_volume(row.image)
-    if mask is not None:
-        _check_overlap(row, mask, scan)
+    if lungs is not None:
+        _check_overlap(row, lungs.mask, scan)
     try:
         image = windowed(scan, options)
     except InputError as error:
         raise InputError(f"{row.image}: {error}") from error
-    pull, method = align(row, image, mask, reference, options)
+    pull, method = align(row, image, lungs, reference, options)
     shape, affine = options.shape, reference.affine
     from_grid = pull @ affine
 
@@ -116,7 +117,7 @@ def read_case(
         name=row.name,
         split=row.split,
         image=resample(image, shape, affine, fill=0.0, pull=pull),
-        lungs=None if mask is None else labels(mask),
+        lungs=None if lungs is None else labels(lungs.mask),
         lobes=None if row.lobes is None else labels(_read_lobes(row.lobes)),
         landmarks=voxels[0],
         points=voxels[1],
@@ -135,34 +136,34 @@ def _read_lobes(path: Path) -> Volume:
 
 
 def align(
-    row: Row, image: Volume, mask: Volume | None, reference: Reference, options: Options
+    row: Row, image: Volume, lungs: Lungs | None, reference: Reference, options: Options
 ) -> tuple[Array, str]:
     """Reference RAS mm -> the case's RAS mm, [4, 4], and the name of the method that gave it."""
     method = options.alignment
     if method == "identity" or row.name == reference.name:
         return np.eye(4), method
-    masked = mask is not None and reference.mask is not None
-    if mask is not None and reference.mask is not None:
-        initial = (
-            alignment.translation(_middle(reference.mask), _middle(mask))
-            if method == "none"
-            else alignment.align_moments(reference.mask, mask)
-        )
-    else:
-        initial = alignment.translation(reference.centre, preprocess.image_centre(image))
-    fallback = ("moments" if masked else "none") if method == "elastix" else method
-    if method == "moments" and not masked:
-        fallback = "none"
+    initial, found = _by_lungs(image, lungs, reference, method)
     if method != "elastix" or reference.image is None:
-        return initial, fallback
+        return initial, found
+    fixed_mask, mask = (known.mask if known else None for known in (reference.lungs, lungs))
     try:
-        return (
-            alignment.align_elastix(reference.image, image, reference.mask, mask, initial),
-            "elastix",
-        )
+        pull = alignment.align_elastix(reference.image, image, fixed_mask, mask, initial)
+        return pull, "elastix"
     except (RuntimeError, InputError) as error:
-        log.warning("%s: elastix failed (%s); aligned by %s", row.name, error, fallback)
-        return initial, fallback
+        log.warning("%s: elastix failed (%s); aligned by %s", row.name, error, found)
+        return initial, found
+
+
+def _by_lungs(
+    image: Volume, lungs: Lungs | None, reference: Reference, method: str
+) -> tuple[Array, str]:
+    """In closed form: from both masks' moments, or by shift only ("none")."""
+    if lungs is None or reference.lungs is None:
+        return alignment.translation(reference.centre, preprocess.image_centre(image)), "none"
+    if method == "none":
+        middles = (_middle(known.mask) for known in (reference.lungs, lungs))
+        return alignment.translation(*middles), "none"
+    return alignment.transport(reference.lungs.moments, lungs.moments), "moments"
 
 
 def _middle(mask: Volume) -> Array:
@@ -172,27 +173,30 @@ def _middle(mask: Volume) -> Array:
 
 def _check_overlap(row: Row, mask: Volume, scan: Volume) -> None:
     """A mask may have a grid of its own, but it must lie in the scan."""
-    step = max(1, round((mask.data.size / 1e6) ** (1 / 3)))
+    step = max(1, round((mask.data.size / 3e4) ** (1 / 3)))
     sparse = mask.data[::step, ::step, ::step]
     mm = apply_affine(mask.affine, np.argwhere(sparse) * step)
     inside = _inside(scan, mm, margin=0.5).mean() if len(mm) else 1.0
     if inside == 0:
         raise InputError(
-            f"{row.lungs}: lies wholly outside {row.image}; its affine is of another scan, or one of "
-            "the two was saved without its orientation"
+            f"{row.lungs}: lies wholly outside {row.image}; its affine is of another scan, or one "
+            "of the two was saved without its orientation"
         )
     if inside < 0.5:
         log.warning("%s: only %.0f %% of it lies inside %s", row.lungs, 100 * inside, row.image)
 
 
 def _inside(scan: Volume, mm: Array, margin: float) -> Array:
-    """Which points [N, 3], RAS mm, lie in the scan; margin: voxels beyond its outer voxel centres."""
+    """Which points [N, 3], RAS mm, lie in the scan; margin: voxels beyond its outer centres."""
     index = apply_affine(np.linalg.inv(scan.affine), mm)
     return np.all((index >= -margin) & (index <= np.array(scan.data.shape) - 1 + margin), axis=-1)
 
 
 def _place(found: Points, names: tuple[str, ...], scan: Volume, path: Path | None) -> Array:
-    """The points in the order of `names`, [K, 3] RAS mm, NaN where missing; all must lie in the scan."""
+    """The points in the order of `names`, [K, 3] RAS mm, NaN where missing.
+
+    Raises InputError where one lies outside the scan, and tells whether the file looks LPS.
+    """
     present = {name: point for name, point in found.items() if name in names}
     mm = np.full((len(names), 3), np.nan)
     for name, point in present.items():

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lmreg_jax import preprocess
+from lmreg_jax.alignment import Moments, mask_moments
 from lmreg_jax.cohort_options import Options
 from lmreg_jax.cohort_table import Row
 from lmreg_jax.errors import InputError
@@ -20,10 +22,11 @@ Array = NDArray[Any]
 
 
 class Lungs(NamedTuple):
-    """A lung mask, cropped to its bounding box, and whether the scan (or mask) cuts the lungs off."""
+    """A lung mask, cropped to its box; whether the scan cuts the lungs off; their moments."""
 
     mask: Volume
     cut_off: bool
+    moments: Moments
 
 
 def read_lungs(row: Row, options: Options) -> Lungs | None:
@@ -36,7 +39,7 @@ def read_lungs(row: Row, options: Options) -> Lungs | None:
         if not np.any(mask.data):
             raise InputError(f"{row.lungs}: the lung mask is empty; leave its cell empty instead")
         mask = Volume(_sided(mask.data), mask.affine)
-        return Lungs(cropped(mask), bool(preprocess.cut_off(mask)))
+        return _described(mask, row.lungs)
     if options.lungs in ("none", "file"):
         return None
     image = read_volume(row.image)
@@ -51,7 +54,15 @@ def read_lungs(row: Row, options: Options) -> Lungs | None:
         return None
     for doubt in preprocess.lung_report(mask).warnings:
         log.warning("%s: lung segmentation: %s", row.image, doubt)
-    return Lungs(cropped(mask), bool(preprocess.cut_off(mask)))
+    return _described(mask, row.image)
+
+
+def _described(mask: Volume, path: Path) -> Lungs:
+    small = cropped(mask)
+    try:
+        return Lungs(small, bool(preprocess.cut_off(mask)), mask_moments(small))
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
 
 
 def _sided(labels: Array) -> Array:

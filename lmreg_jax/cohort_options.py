@@ -42,8 +42,9 @@ def checked_options(
     sizes = tuple(int(n) for n in shape)
     if len(sizes) != 3 or min(sizes) < 2:
         raise InputError(f"shape {tuple(shape)}: three sizes of at least 2 voxels are needed")
-    edges = tuple(float(s) for s in np.broadcast_to(np.asarray(spacing_mm, float), 3))
-    if not (np.isfinite(edges).all() and min(edges) > 0):
+    given = np.atleast_1d(np.asarray(spacing_mm, np.float64))
+    edges = tuple(float(s) for s in (np.repeat(given, 3) if given.size == 1 else given))
+    if len(edges) != 3 or not (np.isfinite(edges).all() and min(edges) > 0):
         raise InputError(f"spacing_mm {spacing_mm}: one or three positive numbers are needed")
     limits = tuple(float(w) for w in window)
     if len(limits) != 2 or not limits[0] < limits[1]:

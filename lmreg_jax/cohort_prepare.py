@@ -39,10 +39,9 @@ def prepare(
     )
     lungs = _map(lambda row: read_lungs(row, options), rows, "lungs", progress)
     chosen = _choose_reference(rows, lungs, options.reference)
-    masks = [found.mask if found else None for found in lungs]
-    reference = read_reference(rows[chosen], masks[chosen], options)
+    reference = read_reference(rows[chosen], lungs[chosen], options)
     cases = _map(
-        lambda i: read_case(rows[i], masks[i], landmarks[i], points[i], names, reference, options),
+        lambda i: read_case(rows[i], lungs[i], landmarks[i], points[i], names, reference, options),
         range(len(rows)),
         "cases",
         progress,
@@ -106,7 +105,7 @@ def _listed(names: Iterable[str]) -> str:
 
 
 def _choose_reference(rows: list[Row], lungs: Sequence[Lungs | None], name: str) -> int:
-    """The named case, or the most central training case (of those with a mask, where there are any).
+    """The named case, or the most central training case (of those with a mask, if any).
 
     Central: the smallest sum of Wasserstein distances between lung moments; the first of equals.
     Lungs that the scan cuts off are passed over, while there are whole ones. Validation cases serve
@@ -118,7 +117,7 @@ def _choose_reference(rows: list[Row], lungs: Sequence[Lungs | None], name: str)
         members = [i for i, row in enumerate(rows) if row.split == split]
         known = {i: found for i in members if (found := lungs[i]) is not None}
         whole = {i: found for i, found in known.items() if not found.cut_off}
-        moments = {i: alignments.mask_moments(f.mask) for i, f in (whole or known).items()}
+        moments = {i: found.moments for i, found in (whole or known).items()}
         if moments:
             return min(moments, key=lambda i: _remoteness(moments[i], moments.values()))
         if members:

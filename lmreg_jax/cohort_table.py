@@ -1,4 +1,4 @@
-"""The tables of a cohort on disk: which cases there are, where their files lie, who pairs with whom.
+"""The tables of a cohort on disk: its cases, where their files lie, who pairs with whom.
 
     ROOT/cases.csv   case,split,image,lungs,lobes,landmarks,points   (only case,image required)
     ROOT/pairs.csv   fixed,moving                                     (optional)
@@ -136,8 +136,8 @@ def _file(root: Path, cell: str, where: str, column: str, allow_outside_root: bo
     absolute = path.is_absolute() or bool(PureWindowsPath(cell).drive)
     if not allow_outside_root and (absolute or ".." in path.parts):
         raise InputError(
-            f"{where}: {column} {cell} lies outside {root}; put or link the file below that folder, "
-            "or read the cohort with allow_outside_root=True"
+            f"{where}: {column} {cell} lies outside {root}; put or link the file below that "
+            "folder, or read the cohort with allow_outside_root=True"
         )
     full = root / path
     if not full.is_file():

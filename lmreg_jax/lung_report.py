@@ -26,7 +26,7 @@ class LungReport(NamedTuple):
 
 
 def looks_like_ct(volume: Volume) -> bool:
-    """Whether the intensities are Hounsfield units of a body with air: much air, much soft tissue."""
+    """Whether the intensities can be Hounsfield units: much air, much soft tissue."""
     sample = volume.data[::3, ::3, ::3]
     air = np.mean((sample > -1100) & (sample < -400))
     tissue = np.mean((sample > -150) & (sample < 200))
@@ -52,7 +52,7 @@ def lung_report(mask: Volume) -> LungReport:
 
 
 def cut_off(mask: Volume) -> dict[str, float]:
-    """{"base" or "apex": cm^2 of mask on the scan's last slice}, for ends that the scan cuts off."""
+    """{"base" or "apex": cm^2 of mask on the last slice}, for ends that the scan cuts off."""
     pixel = float(np.prod(spacing(mask.affine)[:2])) / 100
     faces = {"base": mask.data[:, :, 0], "apex": mask.data[:, :, -1]}
     areas = {end: float(np.count_nonzero(face)) * pixel for end, face in faces.items()}

@@ -24,6 +24,10 @@ OPEN_AIR_HU = -940.0  # darker is outside air, or gas in stomach and bowel
 OPENING_MM = 3.0  # thinner tissue (clothes, blankets, the table's shell) is no body
 IN_SLICE = ndimage.generate_binary_structure(3, 1) & np.array([False, True, False])
 VESSEL_MM = 8.0  # closing radius: hilar vessels are up to 15 mm wide
+NO_LUNGS = (
+    "no lungs found: there is no air inside a body; the scan must be a chest CT in HU (or give "
+    "lung masks, or lungs='none')"
+)
 AIRWAY_LITRES = 0.15  # trachea and bronchi hold less; more means that growing leaked into a lung
 LEAST_LITRES = 0.15  # less air is not a lung
 
@@ -37,6 +41,8 @@ def segment_lungs(volume: Volume) -> Volume:
     edges = spacing(scan.affine)
     body = _filled_body(scan.data, edges)
     air = (scan.data < AIR_HU) & body
+    if not air.any():
+        raise InputError(NO_LUNGS)
     airways = _airways(scan.data, air, edges)
     parts = _two_lungs(air & ~_dilated(airways, edges, 1.5 * edges.max()), scan.data, edges)
     labels = np.zeros(scan.data.shape, np.uint8)
@@ -105,7 +111,7 @@ def _cut_lung(hu: Array, body: Array) -> Array:
 
 
 def _airways(hu: Array, air: Array, edges: Array) -> Array:
-    """Trachea and large bronchi: grown from the trachea at the highest threshold that does not leak.
+    """Trachea and large bronchi, grown at the highest threshold that does not leak.
 
     The explosion-controlled region growing of [Mori 2000]. All False where no trachea is seen.
     """
@@ -162,10 +168,7 @@ def _two_lungs(air: Array, hu: Array, edges: Array) -> list[Array]:
     # Gas in stomach and bowel; half a litre as dark as that is an emphysematous lung.
     large = [i for i in large if sizes[i] > 0.5 or np.median(hu[labels == i]) > OPEN_AIR_HU]
     if not large:
-        raise InputError(
-            "no lungs found: there is no air inside a body; the scan must be a chest CT in HU "
-            "(or give lung masks, or lungs='none')"
-        )
+        raise InputError(NO_LUNGS)
     lungs = np.isin(labels, large)
     cores = _cores(np.where(lungs, labels, 0), edges)
     if cores is None:

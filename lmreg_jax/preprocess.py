@@ -33,7 +33,7 @@ __all__ = [
 
 
 def window(data: Array, limits: tuple[float, float]) -> Array:
-    """Intensities to [0, 1], float32: (data - low) / (high - low), clipped. limits in data's unit."""
+    """Intensities to [0, 1], float32: (data - low) / (high - low), clipped."""
     low, high = (float(limit) for limit in limits)
     if not (np.isfinite([low, high]).all() and low < high):
         raise InputError(f"window ({low:g}, {high:g}): two finite numbers, low < high, are needed")
@@ -42,7 +42,7 @@ def window(data: Array, limits: tuple[float, float]) -> Array:
 
 
 def window_percentile(data: Array, percentiles: tuple[float, float]) -> Array:
-    """Intensities to [0, 1] between two percentiles of the data, for images without a fixed unit."""
+    """Intensities to [0, 1] between two percentiles of the data, where they have no unit."""
     low, high = (float(value) for value in percentiles)
     if not 0 <= low < high <= 100:
         raise InputError(
@@ -51,18 +51,24 @@ def window_percentile(data: Array, percentiles: tuple[float, float]) -> Array:
     limits = np.percentile(data, [low, high])
     if not limits[0] < limits[1]:
         raise InputError(
-            f"the image has the value {limits[0]:g} at both percentiles {low:g} and {high:g}; it is "
-            "(nearly) constant, or they must lie further apart"
+            f"the image has the value {limits[0]:g} at both percentiles {low:g} and {high:g}; it "
+            "is (nearly) constant, or they must lie further apart"
         )
     return window(data, (limits[0], limits[1]))
 
 
 def bounding_box_mm(volume: Volume) -> tuple[Array, Array]:
     """The box [3], [3] in RAS mm around the centres of the non-zero voxels (any affine)."""
-    index = np.argwhere(volume.data)
-    if not len(index):
+    mask = np.asarray(volume.data) != 0
+    columns = np.argwhere(mask.any(axis=2))
+    if not len(columns):
         raise InputError("the mask is empty: there is nothing to centre on")
-    points = apply_affine(volume.affine, index)
+    # A linear function over a column of voxels is extreme at its ends: no need to look between.
+    i, j = columns.T
+    first = np.argmax(mask[i, j], axis=1)
+    last = mask.shape[2] - 1 - np.argmax(mask[i, j, ::-1], axis=1)
+    ends = [np.column_stack([columns, k]) for k in (first, last)]
+    points = apply_affine(volume.affine, np.concatenate(ends))
     return points.min(0), points.max(0)
 
 

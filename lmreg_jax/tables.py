@@ -65,7 +65,7 @@ def read_points(path: str | os.PathLike[str]) -> dict[str, Array]:
 
 
 def write_points(path: str | os.PathLike[str], points: Mapping[str, Array]) -> None:
-    """Writes {name: [3] RAS mm} as name,x,y,z with 4 decimals (0.1 micrometres); NaN rows left out."""
+    """Writes {name: [3] RAS mm} as name,x,y,z, to 0.1 micrometres; NaN rows are left out."""
     with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["name", "x", "y", "z"])

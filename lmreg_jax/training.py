@@ -133,9 +133,14 @@ def shard(batch: Batch, count: int) -> Batch:
     return jax.tree.map(lambda a: a.reshape(count, size // count, *a.shape[1:]), batch)
 
 
-def replicate(state: TrainState, count: int) -> TrainState:
-    """The state once for each device, along a new first axis."""
-    return jax.tree.map(lambda a: jnp.broadcast_to(a, (count, *jnp.shape(a))), state)
+def replicate(state: TrainState, devices: list[jax.Device] | None = None) -> TrainState:
+    """The state once on each device, along a new first axis, laid out as the step gives it back.
+
+    (Through a pmap of its own: an array of another layout would compile the step a second time.)
+    """
+    devices = jax.local_devices() if devices is None else devices
+    copies = jax.tree.map(lambda a: jnp.broadcast_to(a, (len(devices), *jnp.shape(a))), state)
+    return jax.pmap(lambda state: state, devices=devices)(copies)
 
 
 def unreplicate(state: TrainState) -> TrainState:

@@ -42,7 +42,7 @@ def subject(pull, shape=SHAPE, affine=GRID):
 
 
 def random_pull(seed, strength=1.0):
-    """A random affine [4, 4] near the identity: shift up to 12 mm, scale and shear of some per cent."""
+    """A random affine [4, 4] near the identity: 12 mm of shift, some per cent of shear."""
     rng = np.random.default_rng(seed)
     pull = np.eye(4)
     pull[:3, :3] += strength * rng.uniform(-0.06, 0.06, (3, 3))

@@ -1,0 +1,251 @@
+"""Soft organs of the template thorax as implicit functions: heart, lungs, lobes, diaphragm, belly.
+
+Template space as in `profiles`; negative inside. `great_vessels` are the centrelines of tubes that
+shape the mediastinum's outline, (x, y, z, radius) in mm.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lmreg_jax.phantom.profiles import (
+    CAGE_BACK,
+    CAGE_FRONT,
+    CAGE_SIDE,
+    SPINE_Y,
+    SUPERELLIPSE,
+    Array,
+    cage,
+    ellipsoid,
+    polyline,
+    profile,
+    smooth_intersection,
+    smooth_union,
+)
+
+Chain = NDArray[np.float64]
+
+
+def chain(*rows: tuple[float, float, float, float]) -> Chain:
+    """Rows (x, y, z, radius) in mm of a tube's centreline."""
+    return np.asarray(rows, float)
+
+
+SYSTEMIC: dict[str, Chain] = {
+    "aorta": chain(
+        (4, 36, -48, 15), (16, 40, -32, 15.5), (21, 38, -12, 15), (18, 32, 10, 14.5),
+        (5, 27, 26, 14), (-9, 17, 32, 13.5), (-20, 0, 31, 13), (-26, -18, 22, 12.5),
+        (-27, -31, 4, 12), (-25, -36, -30, 11.5), (-22, -37, -70, 11.5), (-15, -30, -120, 11),
+        (-8, -18, -165, 10.5), (-4, -6, -210, 10), (-3, 2, -270, 9.5),
+    ),
+    "brachiocephalic_artery": chain(
+        (6, 27, 34, 6.5), (12, 25, 52, 6.2), (19, 22, 72, 5.8), (22, 22, 100, 3.8),
+        (24, 22, 140, 3.4), (25, 22, 190, 3.2),
+    ),
+    "right_subclavian": chain(
+        (19, 22, 72, 5), (34, 16, 88, 4.8), (62, 16, 92, 4.6), (100, 20, 82, 4.4),
+        (150, 16, 92, 4),
+    ),
+    "left_carotid": chain(
+        (-9, 19, 38, 4.5), (-14, 18, 62, 4.2), (-20, 20, 95, 3.8), (-24, 22, 140, 3.4),
+        (-25, 22, 190, 3.2),
+    ),
+    "left_subclavian": chain(
+        (-19, 4, 38, 5.5), (-24, 4, 62, 5.2), (-34, 10, 86, 5), (-62, 16, 92, 4.6),
+        (-100, 20, 82, 4.4), (-150, 16, 92, 4),
+    ),
+    "superior_vena_cava": chain(
+        (30, 28, -52, 10), (30, 26, -25, 9.5), (30, 26, 0, 9), (29, 28, 25, 8.5), (28, 31, 46, 8),
+    ),
+    "right_brachiocephalic_vein": chain(
+        (28, 31, 46, 7), (32, 30, 66, 6.5), (36, 28, 84, 6), (34, 26, 120, 5.5), (36, 24, 190, 5),
+    ),
+    "left_brachiocephalic_vein": chain(
+        (28, 31, 46, 6.5), (10, 42, 52, 6), (-12, 42, 60, 6), (-30, 34, 72, 6), (-36, 28, 86, 5.5),
+        (-34, 26, 120, 5), (-36, 24, 190, 5),
+    ),
+    "azygos_vein": chain(
+        (30, 18, 14, 4.5), (25, 2, 18, 4.5), (14, -18, 12, 4.2), (7, -27, -8, 3.8),
+        (5, -31, -60, 3.2), (5, -25, -120, 2.8), (5, -12, -180, 2.4),
+    ),
+    "inferior_vena_cava": chain(
+        (28, 18, -92, 11), (28, 12, -118, 11.5), (26, 4, -150, 11.5), (22, 2, -200, 11),
+        (18, 4, -270, 11),
+    ),
+}
+OESOPHAGUS = chain(
+    (-1, 16, 150, 6), (-3, 8, 100, 6.5), (-5, -6, 50, 7), (-5, -17, 10, 7.5), (-3, -22, -30, 7.5),
+    (-6, -18, -90, 8), (-14, -6, -125, 8.5), (-26, 4, -152, 9),
+)
+TRACHEA = chain(
+    (0, 40, 205, 8), (0, 37, 150, 8.2), (0, 33, 120, 9), (1, 27, 92, 9), (1.5, 21, 69, 9),
+    (1.5, 14.5, 46, 9), (1, 7.5, 23, 9), (0, 0, 0, 8.6),
+)
+HILA = (
+    chain((0, 0, 0, 9), (14, -5, -20, 9), (22, -6, -45, 8), (28, -9, -58, 6)),
+    chain((0, 0, 0, 9), (-20, -4, -15, 9), (-38, -10, -26, 8), (-45, -17, -42, 7)),
+    chain((-16, 24, -16, 14), (4, 14, -20, 12), (24, 10, -21, 11), (38, 2, -34, 9.5)),
+    chain((-16, 24, -16, 14), (-30, 10, -6, 12), (-38, -4, -3, 11), (-47, -17, -12, 9)),
+    chain((12, 0, -46, 10), (32, 4, -43, 9), (42, 8, -38, 6)),
+    chain((14, -6, -56, 10), (30, -10, -60, 8), (39, -14, -62, 6)),
+    chain((-14, 0, -44, 10), (-32, 4, -40, 8), (-44, 6, -36, 6)),
+    chain((-14, -6, -54, 10), (-30, -12, -58, 8), (-42, -16, -61, 6)),
+)
+
+
+def heart(x: Array, y: Array, z: Array) -> Array:
+    """The heart in its pericardium: four chambers' ellipsoids, smoothly joined."""
+    return smooth_union(
+        ellipsoid(x, y, z, (-40, 32, -86), (56, 40, 39), (-0.68, 0.5, -0.54)),
+        ellipsoid(x, y, z, (-4, 52, -84), (44, 27, 36)),
+        ellipsoid(x, y, z, (25, 30, -72), (23, 28, 34)),
+        ellipsoid(x, y, z, (-2, 1, -50), (33, 19, 21)),
+        width=7,
+    )
+
+
+def chambers(x: Array, y: Array, z: Array) -> Array:
+    """Blood in the heart: left and right ventricle, right and left atrium."""
+    parts = (
+        ellipsoid(x, y, z, (-39, 32, -84), (42, 25, 25), (-0.68, 0.5, -0.54)),
+        ellipsoid(x, y, z, (-4, 55, -84), (34, 17, 28)),
+        ellipsoid(x, y, z, (25, 30, -72), (18, 22, 28)),
+        ellipsoid(x, y, z, (-2, 1, -50), (30, 16, 18)),
+    )
+    return np.minimum.reduce(parts)
+
+
+def diaphragm(x: Array, y: Array, z: Array) -> Array:
+    """Height above the diaphragm (mm, positive above): two domes and the heart's bed between."""
+
+    def dome(cx: float, cy: float, ax: float, ay: float, peak: float, drop: float) -> Array:
+        square = ((x - np.float32(cx)) / ax) ** 2 + ((y - np.float32(cy)) / ay) ** 2
+        return np.float32(peak) - np.float32(drop) * square ** np.float32(1.15)
+
+    surface = -smooth_union(
+        -dome(68, 14, 68, 100, -116, 74),
+        -dome(-72, 12, 64, 98, -121, 70),
+        -dome(-4, 32, 62, 66, -121, 46),
+        width=6,
+    )
+    return z - np.maximum(surface, -240)
+
+
+SLAB_FRONT = profile((-130, 30), (-60, 16), (-10, 8), (40, 10), (70, 22), (120, 30))
+SLAB_MIDDLE = profile((-130, 14), (-40, 16), (0, 14), (60, 20), (90, 26), (120, 34))
+
+
+def mediastinum(x: Array, y: Array, z: Array) -> Array:
+    """What lies between the lungs: heart, great vessels, airways, gullet, spine, hila, and fat."""
+    front = np.float32(1) / (1 + np.exp(-(y - 45 + np.float32(0.12) * z) / 6))
+    half = SLAB_MIDDLE(z) + (SLAB_FRONT(z) - SLAB_MIDDLE(z)) * front
+    slab = np.abs(x + 4) - half
+    spine_y = SPINE_Y(z)
+    spine = np.sqrt((x / 20) ** 2 + ((y - spine_y) / 19) ** 2) * 19 - 20
+    back = np.abs(x) - 20 - np.maximum(y - spine_y + 10, 0) * np.float32(2)
+    tubes = [polyline(x, y, z, SYSTEMIC[n]) for n in SYSTEMIC if "subclavian" not in n]
+    tubes += [polyline(x, y, z, line) for line in (OESOPHAGUS, TRACHEA)]
+    hila = [polyline(x, y, z, line) for line in HILA]
+    return smooth_union(
+        np.minimum.reduce([slab, spine, np.maximum(back, y - spine_y)]),
+        heart(x, y, z) - 4,
+        np.minimum.reduce(tubes) - 3,
+        np.minimum.reduce(hila) - 2,
+        width=4,
+    )
+
+
+APEX_START, APEX_TOP = 35.0, 112.0
+
+
+def pleura(x: Array, y: Array, z: Array) -> Array:
+    """Outer surface of both lungs: the cage, closed above by a dome over each lung."""
+    side = np.abs(x)
+    centre = np.interp(z, (0, 90), (10, 46)).astype(np.float32)
+    lateral = CAGE_SIDE(z) - centre
+    medial = np.interp(z, (30, 80), (160, 44)).astype(np.float32)
+    radius = oval_side(side - centre, y, z, np.where(side > centre, lateral, medial))
+    rise = np.maximum(z - APEX_START, 0) / np.float32(APEX_TOP - APEX_START)
+    power = np.float32(SUPERELLIPSE)
+    return ((radius**power + rise**power) ** (1 / power) - 1) * lateral
+
+
+def oval_side(x: Array, y: Array, z: Array, half: Array) -> Array:
+    """Relative radius in one lung's section; as `profiles.oval` with the cage's depth."""
+    front, back = CAGE_FRONT(z), CAGE_BACK(z)
+    middle = back + np.float32(0.42) * (front - back)
+    depth = np.where(y > middle, front - middle, middle - back)
+    power = np.float32(SUPERELLIPSE)
+    radius = np.abs(x / half) ** power + np.abs((y - middle) / depth) ** power
+    return np.asarray(radius ** (1 / power), np.float32)
+
+
+class Chest(NamedTuple):
+    """Implicit functions that the lungs need, evaluated once: template mm, negative inside."""
+
+    pleura: Array
+    mediastinum: Array
+    above_diaphragm: Array  # positive above
+
+
+def chest(x: Array, y: Array, z: Array) -> Chest:
+    """The three surfaces whose combination is the lungs."""
+    return Chest(pleura(x, y, z), mediastinum(x, y, z), diaphragm(x, y, z))
+
+
+def lungs(parts: Chest) -> Array:
+    """Both lungs: inside the pleura, outside the mediastinum, above the diaphragm."""
+    return smooth_intersection(
+        parts.pleura, -parts.mediastinum, -parts.above_diaphragm + 1.5, width=1.5
+    )
+
+
+def oblique_fissure(x: Array, y: Array, z: Array) -> Array:
+    """Height above the oblique fissure, from T3 behind to the sixth rib's front; slightly wavy."""
+    left = x < 0
+    start = np.where(left, np.float32(50), np.float32(44))
+    bend = 9 * np.sin((y + 88) / 176 * np.pi) + np.float32(0.10) * (np.abs(x) - 70)
+    height = start - (y + 85) * np.float32(1.10) + bend.astype(np.float32)
+    return (z - height) * np.float32(0.67)
+
+
+def horizontal_fissure(x: Array, y: Array, z: Array) -> Array:
+    """Height above the right lung's horizontal fissure (fourth rib), slightly domed."""
+    dome = ((x - 70) / 60) ** 2 + ((y - 30) / 70) ** 2
+    return np.asarray(z + 36 + 9 * dome, np.float32)
+
+
+def lobes(oblique: Array, horizontal: Array, left: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """Lobe label at each place: 1 left upper, 2 left lower, 3, 4, 5 right upper, middle, lower."""
+    right = np.where(oblique > 0, np.where(horizontal > 0, 3, 4), 5)
+    return np.where(left, np.where(oblique > 0, 1, 2), right).astype(np.uint8)
+
+
+def belly(x: Array, y: Array, z: Array, above: Array) -> dict[str, Array]:
+    """Abdominal organs below the diaphragm (`above`: height above it), each negative inside."""
+    under = above + 4.5
+    inside = cage(x, y, z) + 3
+    liver = np.maximum.reduce([
+        -(z + 262) + np.maximum(-x + 40, 0) * np.float32(0.62) + np.maximum(-y, 0) * 0.1,
+        (-x - 50) + np.maximum(-y + 20, 0) * np.float32(0.7),
+        ellipsoid(x, y, z, (60, 0, -195), (122, 118, 100)),
+    ])
+    kidneys = np.minimum(
+        ellipsoid(x, y, z, (-58, -42, -246), (27, 24, 52)),
+        ellipsoid(x, y, z, (58, -40, -262), (27, 24, 52)),
+    )
+    stomach = smooth_union(
+        ellipsoid(x, y, z, (-62, 8, -172), (38, 44, 42)),
+        ellipsoid(x, y, z, (-38, 40, -215), (36, 30, 40)),
+        width=6,
+    )
+    spleen = ellipsoid(x, y, z, (-98, -42, -186), (26, 42, 48))
+    return {
+        "liver": np.maximum.reduce([liver, under, inside, -kidneys + 3]),
+        "kidneys": kidneys,
+        "stomach": np.maximum.reduce([stomach, under, inside]),
+        "spleen": np.maximum.reduce([spleen, under, inside, -stomach + 2]),
+    }

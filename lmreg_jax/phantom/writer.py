@@ -1,0 +1,112 @@
+"""Writing the embedded cohort: many subjects, several processes, all or nothing."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import multiprocessing
+import os
+import shutil
+import tempfile
+from functools import partial
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from lmreg_jax.errors import InputError
+from lmreg_jax.phantom.scan import thorax
+
+FOLDERS = ("images", "lungs", "lobes", "landmarks", "points")
+
+
+def write_cohort(
+    root: str | Path, *, cases: int = 40, test: int = 10, seed: int = 0,
+    shape: tuple[int, int, int] = (160, 112, 208), spacing_mm: float = 2.0,
+    processes: int | None = None, progress: bool = True,
+) -> Path:
+    """Writes subjects 0 ... cases - 1 below `root`, the last `test` of them as the test split.
+
+    Byte-identical for a seed, on any number of `processes` (default: one a core). The folder
+    appears at once when complete; where it exists already, InputError.
+    """
+    root = Path(root)
+    if not 0 <= test < cases:
+        raise InputError(f"test={test} of cases={cases}: at least one training case must remain")
+    if root.exists():
+        raise InputError(f"{root} exists: name a new folder, or remove it to write it again")
+    root.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{root.name}.", dir=root.parent))
+    try:
+        work.chmod(0o755)
+        _write_all(work, cases, seed, shape, spacing_mm, processes, progress)
+        _write_table(work / "cases.csv", cases, test)
+        try:
+            os.rename(work, root)
+        except OSError:
+            if not (root / "cases.csv").exists():  # else another process was first, with the same
+                raise
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return root
+
+
+def _write_all(
+    work: Path, cases: int, seed: int, shape: tuple[int, int, int], spacing_mm: float,
+    processes: int | None, progress: bool,
+) -> None:
+    for folder in FOLDERS:
+        (work / folder).mkdir()
+    one = partial(_write_case, work=work, seed=seed, shape=shape, spacing_mm=spacing_mm)
+    count = min(processes or len(os.sched_getaffinity(0)), cases)
+    bar = partial(tqdm, total=cases, desc="phantom", disable=not progress, unit="case")
+    if count == 1:
+        for _ in bar(map(one, range(cases))):
+            pass
+        return
+    # spawn: a fork of a process with running threads (jax's, say) can hang.
+    with multiprocessing.get_context("spawn").Pool(count) as pool:
+        for _ in bar(pool.imap_unordered(one, range(cases))):
+            pass
+
+
+def _name(index: int) -> str:
+    return f"thorax_{index:02d}"
+
+
+def _write_case(
+    index: int, *, work: Path, seed: int, shape: tuple[int, int, int], spacing_mm: float
+) -> None:
+    made = thorax(index, seed=seed, shape=shape, spacing_mm=spacing_mm)
+    for folder, data in (("images", made.image), ("lungs", made.lungs), ("lobes", made.lobes)):
+        _write_nifti(work / folder / f"{_name(index)}.nii.gz", data, made.affine)
+    for folder, points in (("landmarks", made.landmarks), ("points", made.points)):
+        with open(work / folder / f"{_name(index)}.csv", "w", newline="") as file:
+            table = csv.writer(file, lineterminator="\n")
+            table.writerow(("name", "x", "y", "z"))
+            table.writerows(
+                (name, *(f"{value:.4f}" for value in place)) for name, place in points.items()
+            )
+
+
+def _write_nifti(path: Path, data: NDArray[np.generic], affine: NDArray[np.float64]) -> None:
+    """NIfTI-1 with a gzip header free of name and time, so that equal data are equal bytes."""
+    image = nib.Nifti1Image(data, affine)
+    image.header.set_xyzt_units("mm")
+    with open(path, "wb") as raw, gzip.GzipFile("", "wb", 1, raw, mtime=0) as file:
+        file.write(image.to_bytes())
+
+
+def _write_table(path: Path, cases: int, test: int) -> None:
+    with open(path, "w", newline="") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(("case", "split", "image", "lungs", "lobes", "landmarks", "points"))
+        for index in range(cases):
+            name = _name(index)
+            table.writerow((
+                name, "train" if index < cases - test else "test",
+                *(f"{folder}/{name}.nii.gz" for folder in FOLDERS[:3]),
+                *(f"{folder}/{name}.csv" for folder in FOLDERS[3:]),
+            ))
