@@ -36,6 +36,7 @@ def sample(values: Array, positions: Array) -> Array:
     every channel by itself. The clamp is on the integer corners, not on the position: a clipped
     position would pass only half of the slope at coordinate 0.
     """
+    values, positions = jnp.asarray(values), jnp.asarray(positions)
     shape = values.shape[:3]
     channels = values.shape[3:]
     rows = values.reshape(-1, *channels)
@@ -75,6 +76,7 @@ def sample_nearest(labels: Array, positions: Array) -> Array:
 
     labels: `[X, Y, Z]`; positions: `[..., 3]`, voxels. Returns `[...]` in the dtype of labels.
     """
+    labels = jnp.asarray(labels)
     last = jnp.array([n - 1 for n in labels.shape], dtype=positions.dtype)
     index = jnp.clip(jnp.round(positions), 0, last).astype(jnp.int32)
     return labels[index[..., 0], index[..., 1], index[..., 2]]

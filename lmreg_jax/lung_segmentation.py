@@ -226,16 +226,15 @@ def _sides(parts: list[Array], body: Array) -> dict[int, Array]:
 
 def _closed(mask: Array, edges: Array) -> Array:
     """The mask with vessels and holes filled: closing by a ball of VESSEL_MM, inside its box."""
-    margin = np.ceil(VESSEL_MM / edges).astype(int) + 1
     box = ndimage.find_objects(mask.astype(np.uint8))[0]
-    part = tuple(
-        slice(max(s.start - m, 0), min(s.stop + m, n))
-        for s, m, n in zip(box, margin, mask.shape, strict=True)
-    )
-    grown = _dilated(mask[part], edges, VESSEL_MM)
+    margin = np.ceil(VESSEL_MM / edges).astype(int) + 1
+    # Room on all sides, beyond the scan too: what grows up to a face could not shrink back from it.
+    part = np.pad(mask[box], [(m, m) for m in margin])
+    grown = _dilated(part, edges, VESSEL_MM)
     closed = ndimage.distance_transform_edt(grown, sampling=edges) > VESSEL_MM
+    inner = tuple(slice(m, -m) for m in margin)
     out = np.zeros(mask.shape, bool)
-    out[part] = ndimage.binary_fill_holes(closed | mask[part])
+    out[box] = ndimage.binary_fill_holes(closed | part)[inner]
     return out
 
 

@@ -43,6 +43,18 @@ def image_scale(objective: Objective, field_stride: int) -> float:
     return scale * field_stride**3 / 2 if objective.reading == "exact" else scale
 
 
+def field_stride(shape: tuple[int, ...], field_shape: tuple[int, ...]) -> int:
+    """Image voxels for each field voxel, along an axis: the power of 2 that `field_shape` shows.
+
+    field_shape is `ceil(shape / stride)`; on a small grid of an odd size their quotient misleads
+    (17 / 5 at stride 4). ValueError where the two do not belong together.
+    """
+    for stride in (1, 2, 4, 8):
+        if tuple(-(-n // stride) for n in shape) == tuple(field_shape):
+            return stride
+    raise ValueError(f"a field of {field_shape} voxels belongs to no image of {shape} voxels")
+
+
 def displacement_of(velocity: Array, shape: tuple[int, ...], *, stride: int, steps: int) -> Array:
     """Full-resolution displacement `[*shape, 3]` of a velocity on a grid `stride` times coarser."""
     return fields.upsample(fields.integrate(velocity, steps=steps), shape, factor=stride)
@@ -67,7 +79,7 @@ def terms(
     The landmark term is normalised by the number of landmarks: a literal sum over 11, divided by
     the field's voxels like the other terms, would weigh 1e-5 of them.
     """
-    stride = round(fixed.shape[0] / posterior.mean.shape[0])
+    stride = field_stride(fixed.shape, posterior.mean.shape[:3])
     kl = prior.kl_divergence(
         *posterior, precision=objective.precision, reading=objective.reading
     )

@@ -31,7 +31,8 @@ def local_correlation(fixed: Array, warped: Array, *, window: int = 9) -> Array:
     def box(values: Array) -> Array:
         for axis in range(3):
             size = tuple(window if a == axis else 1 for a in range(3))
-            values = lax.reduce_window(values, jnp.zeros((), values.dtype), lax.add, size, (1, 1, 1), "SAME")
+            # A literal 0: under jit an array's 0 is unknown, and the sum then has no derivative.
+            values = lax.reduce_window(values, 0.0, lax.add, size, (1, 1, 1), "SAME")
         return values
 
     fixed = fixed - lax.stop_gradient(jnp.mean(fixed))

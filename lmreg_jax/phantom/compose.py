@@ -39,7 +39,7 @@ from lmreg_jax.phantom.trees import AIRWAY_GENERATIONS, Points, Tree, airways, a
 
 LATTICE_MM = 4.0
 MAP_MM = 12.0  # lattice of the inverse map, smooth enough to be read linearly (error 0.05 mm)
-FINEST_MM = 3.0  # coarser images are block means of a rendering at this voxel size or below
+FINEST_MM = 4.0  # coarser images are block means of a rendering at this voxel size or below
 BLUR_MM = 0.8  # standard deviation of the scanner's point spread
 """HU of the tissues at 120 kV without contrast."""
 HU = {
@@ -66,12 +66,17 @@ def trees_of(who: Subject, index: int, seed: int) -> Trees:
     return Trees(varied, beside, vary(veins(), random, who.angles))
 
 
-def curves(tree: Tree, *, pieces: int = 4, last: int = 99) -> Tubes:
-    """Every branch as a curve that leaves in its parent's direction: `pieces` straight tubes each.
+def curves(tree: Tree, *, last: int = 99) -> Tubes:
+    """Every branch up to order `last` as a curve: 4 straight pieces, 2 from the third order on."""
+    return join(_curves(tree, tree.order <= min(last, 2), 4),
+                _curves(tree, (tree.order > 2) & (tree.order <= last), 2))
+
+
+def _curves(tree: Tree, keep: NDArray[np.bool_], pieces: int) -> Tubes:
+    """Branches as curves that leave in their parents' direction: `pieces` straight tubes each.
 
     Quadratic Bezier; the radius falls from 1.06 to 0.96 of the branch's over its first third.
     """
-    keep = tree.order <= last
     start, end = tree.start[keep], tree.end[keep]
     along = end - start
     above = np.maximum(tree.parent[keep], 0)
@@ -156,9 +161,12 @@ def surfaces(who: Subject, x: Array, y: Array, z: Array) -> dict[str, Array]:
     flesh = trunk(x, y, z)
     breast = np.minimum(ellipsoid(x, y, z, (75, 112, -22), (48, 30, 46)),
                         ellipsoid(x, y, z, (-75, 112, -22), (48, 30, 46)))
+    muscle, outer = organs.muscles(x, y, z, wall, who.muscle)
     values = {
         "flesh": flesh,
+        "muscle": np.maximum(muscle, flesh),
         "wall": wall,
+        "cavity": np.maximum(wall, -organs.behind_spine(x, y, z)),
         "pleura": chest.pleura,
         "above": chest.above_diaphragm,
         "lungs": organs.lungs(chest),
@@ -177,6 +185,7 @@ def surfaces(who: Subject, x: Array, y: Array, z: Array) -> dict[str, Array]:
     if who.breast_mm > 0:
         skin = np.minimum(skin, signed_distance(breast, LATTICE_MM) + 22 - who.breast_mm)
     distances["skin"] = skin
+    distances["outer"] = outer
     return distances
 
 
@@ -217,14 +226,16 @@ def _paint_trunk(scene: _Scene, image: Array, grain: Array) -> None:
     skin = scene.at("skin")
     paint(image, occupancy(skin, width), HU["skin"])
     paint(image, occupancy(skin + 2, width), HU["fat"] + 8 * grain)
-    muscle = scene.at("flesh")
+    part = scene.inside("muscle")
     wall = scene.at("wall")
+    outer = scene.at("outer")
+    seam = 1.0 + np.clip(grain, -1, 1.5)  # fat between the intercostals and the outer muscles
     y = scene.grid.axes()[1].astype(np.float32)[None, :, None]
-    layer = 1.1 + 0.8 * np.clip(grain, -1, 1)
-    seam = np.minimum(np.abs(wall - 13), np.abs(wall - 25)) - layer - 0.8 * (y > 0)
-    part = occupancy(muscle, width) * occupancy(-seam, width)
+    pectorals = np.abs(wall - 11 - 0.55 * outer) + 4 * ((outer < 10) | (y < 30))
+    split = np.minimum(np.abs(wall - 11), pectorals)
+    part *= 1 - occupancy(split - seam, width) * (outer > 3)
     paint(image, part, HU["muscle"] + 6 * grain)
-    paint(image, occupancy(wall, width), HU["fat"] + 10 * grain)
+    paint(image, scene.inside("cavity"), HU["fat"] + 10 * grain)
 
 
 def _paint_belly(scene: _Scene, image: Array, grain: Array) -> None:
@@ -275,7 +286,7 @@ def _paint_bones(scene: _Scene, image: Array, grain: Array) -> None:
         plate = skeleton.sternum(*place)
         paint(image[where], occupancy(plate, width), HU["bone"] - 160)
         paint(image[where], occupancy(plate + 1.8, width), HU["marrow"] - 60)
-    where, place = local((np.abs(x) > 45) & (y < -10) & (z > -85) & (z < 84))
+    where, place = local((np.abs(x) > 45) & (y < 12) & (z > -85) & (z < 84))
     if place[0].size:
         wall = scene.at("wall")[where]
         blade = skeleton.shoulder_blades(*place, wall)
@@ -289,7 +300,7 @@ def _paint_lungs(scene: _Scene, image: Array, grain: Array, left: NDArray[np.boo
     density = who.lung_hu - who.gravity_hu * y / 190 + 22 * grain
     inside = scene.inside("lungs")
     paint(image, inside, density)
-    thickness = 0.9
+    thickness = 0.45
     for name in ("oblique", "horizontal"):
         distance = scene.at(name)
         sheet = np.maximum(1 - np.abs(distance) / width, 0) * np.float32(thickness / width)

@@ -16,10 +16,11 @@ from lmreg_jax.phantom.profiles import (
     CAGE_FRONT,
     CAGE_SIDE,
     SPINE_Y,
-    SUPERELLIPSE,
+    POWER_BACK,
     Array,
     cage,
     ellipsoid,
+    oval,
     polyline,
     profile,
     smooth_intersection,
@@ -96,15 +97,24 @@ HILA = (
 )
 
 
-def heart(x: Array, y: Array, z: Array) -> Array:
-    """The heart in its pericardium: four chambers' ellipsoids, smoothly joined."""
-    return smooth_union(
+def _heart_parts(x: Array, y: Array, z: Array) -> list[Array]:
+    """Left and right ventricle, right and left atrium."""
+    return [
         ellipsoid(x, y, z, (-40, 32, -86), (56, 40, 39), (-0.68, 0.5, -0.54)),
-        ellipsoid(x, y, z, (-4, 52, -84), (44, 27, 36)),
+        ellipsoid(x, y, z, (-4, 52, -84), (45, 28, 37)),
         ellipsoid(x, y, z, (25, 30, -72), (23, 28, 34)),
         ellipsoid(x, y, z, (-2, 1, -50), (33, 19, 21)),
-        width=7,
-    )
+    ]
+
+
+def heart(x: Array, y: Array, z: Array) -> Array:
+    """The heart's muscle and blood; the grooves between the chambers are left to fat."""
+    return np.minimum.reduce(_heart_parts(x, y, z)) + 1
+
+
+def pericardium(x: Array, y: Array, z: Array) -> Array:
+    """The heart with the fat in its grooves: its chambers smoothly joined."""
+    return smooth_union(*_heart_parts(x, y, z), width=9)
 
 
 def chambers(x: Array, y: Array, z: Array) -> Array:
@@ -151,7 +161,7 @@ def mediastinum(x: Array, y: Array, z: Array) -> Array:
     hila = [polyline(x, y, z, line) for line in HILA]
     return smooth_union(
         np.minimum.reduce([slab, spine, np.maximum(back, y - spine_y)]),
-        heart(x, y, z) - 4,
+        pericardium(x, y, z) - 3,
         np.minimum.reduce(tubes) - 3,
         np.minimum.reduce(hila) - 2,
         width=4,
@@ -167,20 +177,12 @@ def pleura(x: Array, y: Array, z: Array) -> Array:
     centre = np.interp(z, (0, 90), (10, 46)).astype(np.float32)
     lateral = CAGE_SIDE(z) - centre
     medial = np.interp(z, (30, 80), (160, 44)).astype(np.float32)
-    radius = oval_side(side - centre, y, z, np.where(side > centre, lateral, medial))
+    radius = oval(
+        side - centre, y, np.where(side > centre, lateral, medial), CAGE_FRONT(z), CAGE_BACK(z)
+    )
     rise = np.maximum(z - APEX_START, 0) / np.float32(APEX_TOP - APEX_START)
-    power = np.float32(SUPERELLIPSE)
+    power = np.float32(POWER_BACK)
     return ((radius**power + rise**power) ** (1 / power) - 1) * lateral
-
-
-def oval_side(x: Array, y: Array, z: Array, half: Array) -> Array:
-    """Relative radius in one lung's section; as `profiles.oval` with the cage's depth."""
-    front, back = CAGE_FRONT(z), CAGE_BACK(z)
-    middle = back + np.float32(0.42) * (front - back)
-    depth = np.where(y > middle, front - middle, middle - back)
-    power = np.float32(SUPERELLIPSE)
-    radius = np.abs(x / half) ** power + np.abs((y - middle) / depth) ** power
-    return np.asarray(radius ** (1 / power), np.float32)
 
 
 class Chest(NamedTuple):
@@ -224,6 +226,35 @@ def lobes(oblique: Array, horizontal: Array, left: NDArray[np.bool_]) -> NDArray
     return np.where(left, np.where(oblique > 0, 1, 2), right).astype(np.uint8)
 
 
+def _rise(value: Array, width: float) -> Array:
+    """A smooth step from 0 (value far below 0) to 1, over about 4 `width`."""
+    return 1 / (1 + np.exp(np.clip(-value / np.float32(width), -30, 30)))
+
+
+def muscles(x: Array, y: Array, z: Array, wall: Array, bulk: float) -> tuple[Array, Array]:
+    """Muscles outside the rib cage (negative inside), and the thickness of their outer layer, mm.
+
+    Intercostals all round; pectorals, latissimus with serratus, erectors of the spine, shoulders
+    and neck, belly wall. `wall`: distance outside the rib cage; `bulk` scales the outer layer.
+    """
+    side = np.abs(x)
+    outer = 17 * _rise(y - 10, 8) * _rise(side - 22, 6) * _rise(z + 52, 12)  # pectorals
+    flank = _rise(side - 72, 8) * _rise(25 - y, 8)
+    outer += 15 * flank * _rise(z + 165, 14) * _rise(y + 82, 6)  # latissimus, serratus
+    outer += 24 * _rise(-y - 6, 10) * _rise(side - 50, 8) * _rise(z + 50, 14)  # about the scapula
+    outer += 9 * _rise(-z - 120, 12)  # belly wall
+    outer *= np.float32(bulk)
+    outer += 50 * _rise(z - 78, 7)  # shoulders and neck
+    level = y - SPINE_Y(z) + 44
+    erectors = (np.sqrt(((side - 25) / 25) ** 2 + (level / 17) ** 2) - 1) * 17
+    return np.minimum(wall - 9.5 - outer, erectors).astype(np.float32), outer.astype(np.float32)
+
+
+def behind_spine(x: Array, y: Array, z: Array) -> Array:
+    """The muscles beside the arches, which the rib cage's egg shape would count as its inside."""
+    return np.maximum(np.abs(x) - 25, y - SPINE_Y(z) + 13)
+
+
 def belly(x: Array, y: Array, z: Array, above: Array) -> dict[str, Array]:
     """Abdominal organs below the diaphragm (`above`: height above it), each negative inside."""
     under = above + 4.5
@@ -238,7 +269,7 @@ def belly(x: Array, y: Array, z: Array, above: Array) -> dict[str, Array]:
         ellipsoid(x, y, z, (58, -40, -262), (27, 24, 52)),
     )
     stomach = smooth_union(
-        ellipsoid(x, y, z, (-62, 8, -172), (38, 44, 42)),
+        ellipsoid(x, y, z, (-62, 10, -176), (44, 52, 48)),
         ellipsoid(x, y, z, (-38, 40, -215), (36, 30, 40)),
         width=6,
     )

@@ -16,7 +16,10 @@ from scipy.interpolate import PchipInterpolator
 Array = NDArray[np.float32]
 Profile = Callable[[Array], Array]
 
-SUPERELLIPSE = 2.4  # between an ellipse (2) and a box: the chest is flatter in front and behind
+# Powers of the chest's section, in front of its widest place and behind: an ellipse narrows towards
+# the sternum, the back is broader (2 is an ellipse, infinity a box).
+POWER_FRONT, POWER_BACK = 2.05, 2.3
+WIDEST = 0.40  # of the way from back to front
 
 
 def profile(*knots: tuple[float, float]) -> Profile:
@@ -36,7 +39,7 @@ def profile(*knots: tuple[float, float]) -> Profile:
 
 # The vertebral bodies' centres (kyphosis), and the inner wall of the rib cage.
 SPINE_Y = profile(
-    (-260, -20), (-200, -30), (-150, -38), (-100, -45), (-50, -48), (0, -44), (50, -32), (100, -12),
+    (-260, -24), (-200, -34), (-150, -43), (-100, -50), (-50, -53), (0, -48), (50, -35), (100, -13),
     (150, 4), (200, 8),
 )
 CAGE_SIDE = profile(
@@ -48,8 +51,8 @@ CAGE_FRONT = profile(
     (80, 38), (110, 30),
 )
 CAGE_BACK = profile(
-    (-260, -64), (-200, -77), (-150, -87), (-100, -95), (-50, -97), (0, -91), (50, -76), (80, -62),
-    (100, -52), (130, -40),
+    (-260, -62), (-200, -73), (-150, -83), (-100, -91), (-50, -93), (0, -87), (50, -72), (80, -58),
+    (100, -47), (130, -36),
 )
 # Outer face of the muscles; the subject's fat and skin lie on top of it.
 TRUNK_SIDE = profile(
@@ -61,18 +64,23 @@ TRUNK_FRONT = profile(
     (120, 50), (150, 56), (200, 62),
 )
 TRUNK_BACK = profile(
-    (-260, -92), (-200, -98), (-120, -110), (-50, -114), (0, -112), (50, -104), (100, -88),
+    (-260, -94), (-200, -100), (-120, -112), (-50, -116), (0, -113), (50, -104), (100, -86),
     (150, -66), (200, -58),
 )
 
 
-def oval(x: Array, y: Array, half: Array, front: Array, back: Array, power: float) -> Array:
+def oval(
+    x: Array, y: Array, half: Array, front: Array, back: Array,
+    powers: tuple[float, float] = (POWER_FRONT, POWER_BACK),
+) -> Array:
     """Radius of (x, y) relative to an egg-shaped section: 1 on the outline.
 
-    half: half-width; front, back: y of the outline's ends; the egg is widest 0.42 of the way.
+    half: half-width; front, back: y of the outline's ends; powers: as above.
     """
-    middle = back + np.float32(0.42) * (front - back)
-    depth = np.where(y > middle, front - middle, middle - back)
+    middle = back + np.float32(WIDEST) * (front - back)
+    ahead = y > middle
+    depth = np.where(ahead, front - middle, middle - back)
+    power = np.where(ahead, np.float32(powers[0]), np.float32(powers[1]))
     radius = np.abs(x / half) ** power + np.abs((y - middle) / depth) ** power
     return np.asarray(radius ** (1 / power), np.float32)
 
@@ -80,14 +88,14 @@ def oval(x: Array, y: Array, half: Array, front: Array, back: Array, power: floa
 def cage(x: Array, y: Array, z: Array, *, outward: float = 0.0) -> Array:
     """Inner wall of the rib cage moved `outward` mm; negative inside. First order in mm."""
     half = CAGE_SIDE(z) + outward
-    radius = oval(x, y, half, CAGE_FRONT(z) + outward, CAGE_BACK(z) - outward, SUPERELLIPSE)
+    radius = oval(x, y, half, CAGE_FRONT(z) + outward, CAGE_BACK(z) - outward)
     return (radius - 1) * np.float32(0.85) * half
 
 
 def trunk(x: Array, y: Array, z: Array) -> Array:
     """Outer face of the muscles of trunk, shoulders and neck; negative inside."""
     half = TRUNK_SIDE(z)
-    return (oval(x, y, half, TRUNK_FRONT(z), TRUNK_BACK(z), 2.6) - 1) * np.float32(0.8) * half
+    return (oval(x, y, half, TRUNK_FRONT(z), TRUNK_BACK(z), (2.4, 2.6)) - 1) * np.float32(0.8) * half
 
 
 def ellipsoid(

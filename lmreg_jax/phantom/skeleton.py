@@ -11,8 +11,10 @@ from lmreg_jax.phantom.profiles import (
     CAGE_BACK,
     CAGE_FRONT,
     CAGE_SIDE,
+    POWER_BACK,
+    POWER_FRONT,
     SPINE_Y,
-    SUPERELLIPSE,
+    WIDEST,
     Array,
     profile,
 )
@@ -46,9 +48,9 @@ def _on_cage(part: NDArray[np.float64], z: NDArray[np.float64], side: float) -> 
     height = z.astype(np.float32)
     half = CAGE_SIDE(height) + OUTWARD
     front, back = CAGE_FRONT(height) + OUTWARD, CAGE_BACK(height) - OUTWARD
-    middle = back + 0.42 * (front - back)
+    middle = back + WIDEST * (front - back)
     angle = np.pi * part
-    power = 2 / SUPERELLIPSE
+    power = 2 / np.where(angle < np.pi / 2, POWER_BACK, POWER_FRONT)
     x = half * np.sin(angle) ** power
     depth = np.where(angle < np.pi / 2, middle - back, front - middle)
     y = middle - np.sign(np.cos(angle)) * depth * np.abs(np.cos(angle)) ** power
@@ -114,9 +116,9 @@ def spine(x: Array, y: Array, z: Array) -> Spine:
         np.abs(np.abs(across) - 19) - 15,
         np.sqrt((forward + 24 + 0.22 * np.abs(across)) ** 2 + (level + 2) ** 2) - 4.2,
     )
-    lean = level + 0.5 * (forward + 34)
+    lean = level - 3 + 0.85 * (forward + 36)
     spinous = np.maximum.reduce(
-        [np.abs(across) - 2.8, np.abs(forward + 43) - 14, np.abs(lean) - 6.5]
+        [np.abs(across) - 2.8, np.abs(forward + 42) - 13, np.abs(lean) - 5.5]
     )
     bone = np.minimum.reduce([np.maximum(body, end), ring, process, spinous]) * size
     bone = np.maximum(bone, -canal * size)
@@ -130,17 +132,18 @@ STERNUM_HALF = profile((-112, 4), (-98, 9), (-86, 16), (-40, 18), (0, 15), (12, 
 def sternum(x: Array, y: Array, z: Array) -> Array:
     """Manubrium, body and xiphoid: a plate on the cage's front."""
     middle = CAGE_FRONT(z) + 7
-    plate = np.maximum(np.abs(x) - STERNUM_HALF(z), np.abs(y - middle) - 5.2)
+    half = STERNUM_HALF(z)
+    plate = ((np.abs(x) / half) ** 4 + ((y - middle) / 6) ** 2) ** np.float32(0.4) * 6 - 6
     return np.asarray(np.maximum.reduce([plate, z - 54, -112 - z]), np.float32)
 
 
 def shoulder_blades(x: Array, y: Array, z: Array, cage: Array) -> Array:
     """Thin triangles that glide on the ribs; `cage`: distance outside the rib cage."""
     side = np.abs(x)
-    medial = 62 + np.maximum(-z - 10, 0) * np.float32(0.25)
-    lateral = 128 + np.minimum(z - 40, 0) * np.float32(0.45)
-    plate = np.abs(cage - 17 - 0.06 * (side - 90)) - 2.2
-    edge = np.maximum.reduce([medial - side, side - lateral, z - 74, -75 - z, y + 22])
+    medial = 66 + np.maximum(-z - 10, 0) * np.float32(0.25)
+    lateral = 142 + np.minimum(z - 40, 0) * np.float32(0.45)
+    plate = np.abs(cage - 18 - 0.12 * (side - 80)) - 2.6
+    edge = np.maximum.reduce([medial - side, side - lateral, z - 74, -75 - z, y])
     spine_of = np.maximum(
         np.abs(z - 34 - 0.35 * (side - 90)) - 4, np.maximum(np.abs(cage - 25) - 8, edge)
     )

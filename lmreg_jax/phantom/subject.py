@@ -19,7 +19,7 @@ LATTICE_MM = 20.0
 LATTICE_LOW = np.array((-240.0, -200.0, -340.0))
 LATTICE_SHAPE = (25, 21, 31)
 LATTICE_HIGH = LATTICE_LOW + LATTICE_MM * (np.array(LATTICE_SHAPE) - 1)
-FLOW_STEPS = 6
+FLOW_STEPS = 4
 RANDOM_RMS_MM = 4.6  # length of the random velocity, root mean square
 RANDOM_WIDTH_MM = 36.0  # of its Gaussian kernel; the field's correlation falls to 1/e at twice this
 
@@ -33,6 +33,7 @@ class Subject(NamedTuple):
     angles: float  # radians, standard deviation of a branch's turn
     fat_mm: float
     breast_mm: float
+    muscle: float  # thickness of the outer muscles, relative
     lung_hu: float
     gravity_hu: float  # difference of lung density, back minus front
     blood_hu: float
@@ -118,7 +119,7 @@ def subject(index: int, seed: int) -> Subject:
     build = np.diag(scale) + np.array(
         ((0, shear[0], 0.5 * shear[1]), (-shear[0], 0, shear[2]), (-0.5 * shear[1], -shear[2], 0))
     )
-    draw = _truncated(random, 8)
+    draw = _truncated(random, 9)
     names = list(MODES)
     depth_of_breath = -0.5 * sum(amounts[names.index(f"{s}_dome")] for s in ("right", "left"))
     return Subject(
@@ -126,8 +127,9 @@ def subject(index: int, seed: int) -> Subject:
         build=build,
         calibre=float(1 + 0.05 * draw[0]),
         angles=0.11,
-        fat_mm=float(np.exp(2.5 + 0.35 * draw[1])),
+        fat_mm=float(np.exp(2.7 + 0.35 * draw[1])),
         breast_mm=float(np.maximum(0, 14 + 14 * draw[2])) if draw[2] > -0.3 else 0.0,
+        muscle=float(1 + 0.15 * draw[8]),
         lung_hu=float(np.clip(-842 - 16 * depth_of_breath + 18 * draw[3], -885, -785)),
         gravity_hu=float(55 + 15 * draw[4]),
         blood_hu=float(42 + 3 * draw[5] + (90 + 15 * draw[6]) * (draw[6] > 0.6)),

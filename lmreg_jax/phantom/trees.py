@@ -17,7 +17,8 @@ from scipy.spatial import cKDTree
 from lmreg_jax.phantom import organs
 
 Points = NDArray[np.float64]
-GENERATIONS = 6  # below the segmental bronchus; arteries and veins are drawn in all of them
+GENERATIONS = 7  # below the segmental bronchus; arteries and veins are drawn in all of them
+THINNEST = 0.5  # mm, radius of the smallest branches
 CENTRAL, N_TRACHEA = -2, 7  # order of the trachea's pieces, which no subject bends on their own
 AIRWAY_GENERATIONS = 4  # thinner bronchi have a lumen below 1 mm and are not seen in CT
 
@@ -145,7 +146,7 @@ def _named(table: dict[str, tuple[str, float, float, float, float]]) -> list[_Br
 
 def _grow(
     branches: list[_Branch], parent: int, points: Points, *, name: str, order: int, last: int,
-    share: float, fraction: float = 0.40, exponent: float = 0.36,
+    share: float, lobe: cKDTree, exponent: float,
 ) -> None:
     """Adds a branch from `parent`'s end towards the centre of `points`, then halves them.
 
@@ -154,17 +155,24 @@ def _grow(
     above = branches[parent]
     start = above.end
     aim = points.mean(0) - start
-    length = np.clip(fraction * np.linalg.norm(aim), 5.0, 26.0)
-    end = start + aim / np.linalg.norm(aim) * length
+    heading = above.end - above.start
+    reach = np.linalg.norm(aim)
+    aim = aim / reach + 0.3 * heading / np.linalg.norm(heading)  # a gentle turn
+    aim *= reach / np.linalg.norm(aim)
+    way = (0.40, 0.40, 0.44, 0.50, 0.55, 0.62, 0.70, 0.75, 0.8)[order]  # later branches reach the pleura
+    end = start + aim * np.clip(way, 4.0 / reach, 26.0 / reach)
+    distance, nearest = lobe.query(end)
+    if order > 0 and distance > 3.5:  # it would leave its lobe
+        end = 0.2 * end + 0.8 * lobe.data[nearest]
     radius = above.radius * min(share**exponent, 0.9)
     if order == 0:
         radius = min(radius, 0.8 * above.radius)
-    branches.append(_Branch(name, parent, start, end, radius, order))
+    branches.append(_Branch(name, parent, start, end, max(radius, THINNEST), order))
     if order == last or len(points) < 8:
         return
     here = len(branches) - 1
     spread = points - points.mean(0)
-    axis = (end - start) / length
+    axis = (end - start) / np.linalg.norm(end - start)
     spread = spread - np.outer(spread @ axis, axis)
     _, _, directions = np.linalg.svd(spread, full_matrices=False)
     normal = directions[0] * (1.0 if directions[0] @ (1.0, 0.7, 0.4) > 0 else -1.0)
@@ -173,11 +181,11 @@ def _grow(
         part = points[half]
         if len(part) >= 4:
             _grow(branches, here, part, name=name + letter, order=order + 1, last=last,
-                  share=len(part) / len(points), fraction=fraction, exponent=exponent)
+                  share=len(part) / len(points), lobe=lobe, exponent=exponent)
 
 
 @functools.cache
-def lung_points(step: float = 5.0) -> tuple[Points, NDArray[np.uint8]]:
+def lung_points(step: float = 4.0) -> tuple[Points, NDArray[np.uint8]]:
     """Places [M, 3] at least 3 mm inside the template's lungs, jittered, and their lobes [M]."""
     axes = [np.arange(low, high, step) for low, high in ((-150, 150), (-115, 115), (-230, 120))]
     grid = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3)
@@ -202,7 +210,7 @@ def airways() -> Tree:
         nearest = cKDTree([c for _, c in rivals]).query(mine)[1]
         mine = mine[nearest == [n for n, _ in rivals].index(segment)]
         _grow(branches, names.index(parent), mine, name=segment, order=0, last=GENERATIONS,
-              share=0.25, exponent=0.33)
+              share=0.25, lobe=cKDTree(points[lobe == label]), exponent=0.33)
     return _tree(branches)
 
 
@@ -217,7 +225,7 @@ def arteries() -> Tree:
             continue
         bronchus = air.names[air.parent[i]]
         above = index[ARTERY_OF_BRONCHUS.get(bronchus, bronchus)]
-        radius = min(1.15 * air.radius[i] + 0.25, 0.92 * branches[above].radius)
+        radius = min(1.02 * air.radius[i] + 0.1, 0.92 * branches[above].radius)
         along = air.end[i] - air.start[i]
         along /= np.linalg.norm(along)
         side = np.array((np.sign(air.end[i, 0]) * 0.6, 0.45, 0.65))
@@ -242,6 +250,7 @@ def veins() -> Tree:
     branches: list[_Branch] = []
     for name, (start, end, radius, drained) in VEINS.items():
         mine = np.isin(lobe, drained)
+        whole = cKDTree(points[mine])
         mine &= far > np.quantile(far[mine], 0.35)
         stem = _Branch(name, -1, np.array(start, float), np.array(end, float), radius, -1)
         branches.append(stem)
@@ -251,5 +260,5 @@ def veins() -> Tree:
         side = (points[mine] - centre) @ (axis if axis[2] > 0 else -axis) > 0
         for half, letter in ((side, "a"), (~side, "b")):
             _grow(branches, root, points[mine][half], name=f"{name}_{letter}", order=0,
-                  last=GENERATIONS + 1, share=0.5, fraction=0.33, exponent=0.40)
+                  last=GENERATIONS + 1, share=0.45, lobe=whole, exponent=0.38)
     return _tree(branches)
