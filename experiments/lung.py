@@ -2,6 +2,7 @@
 
     python -m experiments.train --config=experiments/lung.py          quick default, embedded cohort
     python -m experiments.train --config=experiments/lung.py:paper    the setting of [Hu]
+    ... --config=experiments/lung.py:paper_coarse                     its recipe, on the coarse grid
     ... --config.data.root=DIR                                        your own CTs and landmarks
     ... --config.objective.landmark_weight=0                          any value, by its name
 """
@@ -10,7 +11,7 @@ from ml_collections import ConfigDict
 
 from lmreg_jax.errors import InputError
 
-VARIANTS = ("", "paper")
+VARIANTS = ("", "paper", "paper_coarse")
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -24,8 +25,8 @@ def get_config(variant: str = "") -> ConfigDict:
     config.data.cases = 40  # of the embedded cohort
     config.data.test = 10  # of them held out
     config.data.validation = 3  # taken out of the training cases, where the table names none
-    config.data.shape = (40, 28, 52)  # X, Y, Z voxels of the common grid
-    config.data.spacing_mm = 8.0  # a number, or (x, y, z)
+    config.data.shape = (48, 32, 64)  # X, Y, Z voxels of the common grid; multiples of 16 pad nothing
+    config.data.spacing_mm = 7.0  # a number, or (x, y, z)
     config.data.window = (-1000.0, 400.0)  # to [0, 1]; HU, or percentiles
     config.data.window_kind = "hu"  # hu | percentile
     config.data.landmark_names = ()  # empty: all that the cohort has
@@ -39,7 +40,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.model.decoder = (32, 32, 32, 32)  # features from the coarsest grid up
     config.model.final = (16,)  # at the grid of the field
     config.model.field_stride = 2  # image voxels a field voxel
-    config.model.normalisation = "none"  # none (paper) | instance
+    config.model.normalisation = "instance"  # none (paper) | instance
     config.model.head_scale = 1.0  # factor on the mean head (paper: 1)
     config.model.dtype = "float32"  # of the features: float32 | bfloat16
 
@@ -50,25 +51,25 @@ def get_config(variant: str = "") -> ConfigDict:
     config.objective.reading = "voxelmorph"  # voxelmorph | exact
     config.objective.precision = 10.0  # lambda
     config.objective.image = "ssd"  # ssd (eq. 3) | lncc
-    config.objective.image_sigma = 0.02  # standard deviation of the intensities
+    config.objective.image_sigma = 0.05  # standard deviation of the intensities; [Hu], [Dalca]: 0.02
     config.objective.landmark_sigma = 1.0  # in landmark_unit
     config.objective.landmark_unit = "voxel"  # voxel | mm
     config.objective.landmark_weight = 1.0  # 0: VoxelMorph
     config.objective.integration_steps = 7  # squarings
 
     config.train = ConfigDict()
-    config.train.steps = 1000
+    config.train.steps = 500
     config.train.pairs_per_batch = 4  # over all devices
     config.train.both_orders = True  # (a, b) and (b, a) in one batch: their translations cancel
-    config.train.learning_rate = 1e-3  # of Adam
+    config.train.learning_rate = 3e-3  # of Adam
     config.train.adam_b2 = 0.999
     config.train.schedule = "cosine"  # constant (paper) | cosine
-    config.train.warmup_steps = 50
+    config.train.warmup_steps = 20
     config.train.clip_norm = 0.0  # of the whole gradient; 0: off
     config.train.coarse_factor = 2  # the first coarse_steps see images block-averaged by this
     config.train.coarse_steps = 0
-    config.train.validate_every = 200  # steps
-    config.train.checkpoint_every = 200
+    config.train.validate_every = 100  # steps
+    config.train.checkpoint_every = 100
     config.train.keep = 2  # latest checkpoints
     config.train.log_every = 10
     config.train.max_skipped = 5  # steps in a row with a non-finite loss or gradient
@@ -80,15 +81,18 @@ def get_config(variant: str = "") -> ConfigDict:
     config.augment.gamma = 0.0  # of the log of an intensity exponent
     config.augment.noise = 0.0  # of the intensities
 
-    if variant == "paper":
-        config.data.shape = (160, 112, 208)
-        config.data.spacing_mm = 2.0
-        config.train.steps = 100_000
+    if variant:
+        config.model.normalisation = "none"
+        config.objective.image_sigma = 0.02
         config.train.pairs_per_batch = 1
         config.train.both_orders = False
         config.train.learning_rate = 1e-4
         config.train.schedule = "constant"
         config.train.warmup_steps = 0
+    if variant == "paper":
+        config.data.shape = (160, 112, 208)
+        config.data.spacing_mm = 2.0
+        config.train.steps = 100_000
         config.train.validate_every = 2_000
         config.train.checkpoint_every = 500
     return config

@@ -23,6 +23,11 @@ def images(shape: tuple[int, ...], batch: int = 1) -> tuple[np.ndarray, np.ndarr
     return moving, fixed
 
 
+def single(*arrays: np.ndarray) -> list[jax.Array]:
+    """Inputs as float32, for the tests that run in it."""
+    return [jnp.asarray(a, jnp.float32) for a in arrays]
+
+
 def random_params(model: UNet, seed: int = 0) -> Any:
     """Parameters of size 0.3 all over, heads and biases too, so that nothing stays invisible."""
     image = jax.ShapeDtypeStruct((1, *(model.multiple,) * 3), jnp.float32)
@@ -62,7 +67,7 @@ def test_forward_pass_is_that_written_out_in_numpy() -> None:
 def test_other_sizes_are_padded_by_the_edge_and_cropped_back() -> None:
     params, pair = random_params(SMALL), images((7, 5, 10))
     padded = (np.pad(a, [(0, 0), (0, 1), (0, 3), (0, 2)], mode="edge") for a in pair)
-    for ours, expected in zip(SMALL.apply(params, *pair), forward(params, *padded), strict=True):
+    for ours, expected in zip(jax.jit(SMALL.apply)(params, *pair), forward(params, *padded), strict=True):
         assert ours.shape == (1, 4, 3, 5, 3)
         np.testing.assert_allclose(ours, expected[:, :4, :3, :5], atol=1e-11)
 
@@ -94,18 +99,19 @@ def test_the_papers_network_has_the_papers_size() -> None:
 
 
 def test_initial_values_are_dalcas() -> None:
-    """He-normal: variance 2 / (27 * inputs). A sample variance of n values errs by sqrt(2 / n)."""
-    model = UNet()
-    image = jnp.zeros((1, 16, 16, 16))
-    params = jax.jit(model.init)(jax.random.key(0), image, image)["params"]
-    for name, layer in params.items():
+    """He-normal: variance 2 / (27 * inputs). A sample variance of n values errs by sqrt(2 / n).
+
+    Two stages and the heads: to compile the drawing of each kernel takes longer than all else."""
+    model = UNet(encoder=(32,), decoder=(16,), final=())
+    pair = single(*images((4, 4, 4)))
+    start, params = jax.jit(model.init_with_output)(jax.random.key(0), *pair)
+    for name, layer in params["params"].items():
         kernel = layer["kernel"]
         expected = {"mean": 1e-5, "log_variance": 1e-10}.get(
             name, np.sqrt(2 / (27 * kernel.shape[-2]))
         )
         assert float(kernel.std()) == pytest.approx(expected, rel=4 / np.sqrt(2 * kernel.size))
         np.testing.assert_array_equal(layer["bias"], -10 if name == "log_variance" else 0)
-    start = model.apply({"params": params}, *images((16, 16, 16)))
     np.testing.assert_allclose(start.log_variance, -10, atol=1e-6)
     assert 0 < np.abs(start.mean).max() < 1e-3  # next to the identity, but not stuck there
 
@@ -113,17 +119,16 @@ def test_initial_values_are_dalcas() -> None:
 @pytest.mark.parametrize("stride", [1, 2, 4])
 def test_the_field_has_the_stride_asked_for(stride: int) -> None:
     model = UNet(encoder=(2, 2, 2), decoder=(2, 2, 2, 2), final=(2, 2), field_stride=stride)
-    pair = images((13, 8, 10))
-    params = jax.jit(model.init)(jax.random.key(0), *pair)
+    image = jax.ShapeDtypeStruct((1, 13, 8, 10), jnp.float32)
     shape = (1, -(-13 // stride), -(-8 // stride), -(-10 // stride), 3)
-    found = jax.eval_shape(model.apply, params, *pair)
+    found, _ = jax.eval_shape(model.init_with_output, jax.random.key(0), image, image)
     assert found.mean.shape == found.log_variance.shape == shape
 
 
 def test_head_scale_multiplies_the_mean_only() -> None:
-    params, pair = random_params(SMALL), images((4, 4, 4))
-    plain = SMALL.apply(params, *pair)
-    scaled = SMALL.clone(head_scale=5.0).apply(params, *pair)
+    params, pair = random_params(SMALL), single(*images((4, 4, 4)))
+    plain = jax.jit(SMALL.apply)(params, *pair)
+    scaled = jax.jit(SMALL.clone(head_scale=5.0).apply)(params, *pair)
     np.testing.assert_allclose(scaled.mean, 5 * plain.mean, rtol=1e-6)
     np.testing.assert_array_equal(scaled.log_variance, plain.log_variance)
 
@@ -132,17 +137,18 @@ def test_normalised_features_do_not_depend_on_the_contrast() -> None:
     """Without a bias before it, the first normalisation takes out a common factor of the images
     (up to the 1e-5 beside a variance of 0.1 or so, hence 1e-3)."""
     model = SMALL.clone(normalisation="instance")
-    params, (moving, fixed) = random_params(model), images((8, 8, 8))
+    params, (moving, fixed) = random_params(model), single(*images((8, 8, 8)))
+    apply = jax.jit(model.apply)
     params["params"]["encoder_0"]["bias"] *= 0
-    bright, dark = (model.apply(params, k * moving, k * fixed).mean for k in (1.0, 0.5))
+    bright, dark = (apply(params, k * moving, k * fixed).mean for k in (1.0, 0.5))
     np.testing.assert_allclose(dark, bright, atol=1e-3 * np.abs(bright).max())
 
 
 def test_features_in_half_precision_give_a_field_in_full() -> None:
     """bfloat16 has 8 bits: 0.4 % a rounding, a few layers deep."""
-    params, pair = random_params(SMALL), [jnp.float32(a) for a in images((8, 8, 8))]
-    full = SMALL.apply(params, *pair)
-    half = SMALL.clone(dtype=jnp.bfloat16).apply(params, *pair)
+    params, pair = random_params(SMALL), single(*images((8, 8, 8)))
+    full = jax.jit(SMALL.apply)(params, *pair)
+    half = jax.jit(SMALL.clone(dtype=jnp.bfloat16).apply)(params, *pair)
     for ours, expected in zip(half, full, strict=True):
         assert ours.dtype == jnp.float32
         assert numerics.relative(ours, expected) < 0.02

@@ -118,7 +118,7 @@ def spine(x: Array, y: Array, z: Array) -> Spine:
     )
     lean = level - 3 + 0.85 * (forward + 36)
     spinous = np.maximum.reduce(
-        [np.abs(across) - 2.8, np.abs(forward + 42) - 13, np.abs(lean) - 5.5]
+        [np.abs(across) - 2.8, np.abs(forward + 40) - 11, np.abs(lean) - 5.5]
     )
     bone = np.minimum.reduce([np.maximum(body, end), ring, process, spinous]) * size
     bone = np.maximum(bone, -canal * size)
@@ -143,8 +143,8 @@ def shoulder_blades(x: Array, y: Array, z: Array, cage: Array) -> Array:
     medial = 66 + np.maximum(-z - 10, 0) * np.float32(0.25)
     lateral = 142 + np.minimum(z - 40, 0) * np.float32(0.45)
     plate = np.abs(cage - 18 - 0.12 * (side - 80)) - 2.6
-    edge = np.maximum.reduce([medial - side, side - lateral, z - 74, -75 - z, y])
+    edge = np.maximum.reduce([medial - side, side - lateral, z - 74, -75 - z, y + 14])
     spine_of = np.maximum(
-        np.abs(z - 34 - 0.35 * (side - 90)) - 4, np.maximum(np.abs(cage - 25) - 8, edge)
+        np.abs(z - 40) - 4, np.maximum.reduce([np.abs(cage - 26) - 7, edge, y + 50])
     )
     return np.asarray(np.minimum(np.maximum(plate, edge), spine_of), np.float32)

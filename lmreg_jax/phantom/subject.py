@@ -112,7 +112,7 @@ def subject(index: int, seed: int) -> Subject:
     """Draws the subject `index` of the cohort `seed`."""
     random = stream(seed, index, 0)
     velocity, amounts = _velocity(random)
-    size, width, depth, height = np.array((0.98, 1, 1, 1)) + np.array((0.04, 0.025, 0.03, 0.035)) * _truncated(random, 4)
+    size, width, depth, height = np.array((1.015, 1, 1, 1)) + np.array((0.034, 0.025, 0.03, 0.035)) * _truncated(random, 4)
     scale = size * np.array((width, depth, height))
     scale = np.minimum(scale, (1.08, 1.07, 1.12))
     shear = 0.02 * _truncated(random, 3)

@@ -34,7 +34,7 @@ AIRWAYS: dict[str, tuple[str, float, float, float, float]] = {
     "right_upper_lobe_bronchus": ("carina", 14, -5, -20, 7.0),
     "right_upper": ("right_upper_lobe_bronchus", 31, -7, -14, 5.0),
     "right_middle_lobe_bronchus": ("right_upper_lobe_bronchus", 22, -6, -45, 5.6),
-    "right_middle": ("right_middle_lobe_bronchus", 36, 14, -58, 3.6),
+    "right_middle": ("right_middle_lobe_bronchus", 40, 10, -57, 3.6),
     "right_superior_segment": ("right_middle_lobe_bronchus", 25, -11, -53, 5.0),
     "right_basal": ("right_superior_segment", 34, -17, -72, 4.4),
     "left_upper_lobe_bronchus": ("carina", -38, -10, -26, 6.3),
@@ -67,21 +67,21 @@ SEGMENTS: dict[str, tuple[str, int, tuple[float, float, float]]] = {
 }
 ARTERIES: dict[str, tuple[str, float, float, float, float]] = {
     "outflow": ("", -14, 58, -52, 14.0),
-    "trunk": ("outflow", -20, 44, -32, 13.5),
+    "trunk": ("outflow", -22, 46, -32, 13.5),
     "pulmonary_trunk": ("trunk", -16, 24, -16, 13.0),
     "right_behind_aorta": ("pulmonary_trunk", 4, 14, -20, 10.5),
     "right_pulmonary_artery": ("right_behind_aorta", 24, 10, -21, 9.5),
     "right_anterior_trunk": ("right_pulmonary_artery", 38, 5, -8, 5.4),
     "right_interlobar": ("right_pulmonary_artery", 38, 2, -36, 8.0),
-    "right_middle_artery": ("right_interlobar", 46, 16, -52, 4.0),
+    "right_middle_artery": ("right_interlobar", 49, 13, -50, 4.0),
     "right_lower_artery": ("right_interlobar", 38, -6, -54, 7.0),
-    "right_basal_artery": ("right_lower_artery", 43, -13, -74, 6.0),
+    "right_basal_artery": ("right_lower_artery", 45, -8, -66, 6.0),
     "left_pulmonary_artery": ("pulmonary_trunk", -37, -2, -3, 10.0),
-    "left_upper_artery": ("left_pulmonary_artery", -54, 6, -4, 5.2),
+    "left_upper_artery": ("left_pulmonary_artery", -48, -8, 9, 5.2),
     "left_interlobar": ("left_pulmonary_artery", -51, -19, -16, 8.0),
     "left_lingular_artery": ("left_interlobar", -66, 10, -32, 4.0),
-    "left_lower_artery": ("left_interlobar", -55, -24, -40, 7.0),
-    "left_basal_artery": ("left_lower_artery", -60, -22, -64, 6.0),
+    "left_lower_artery": ("left_interlobar", -58, -16, -42, 7.0),
+    "left_basal_artery": ("left_lower_artery", -62, -15, -60, 6.0),
 }
 ARTERY_OF_BRONCHUS = {
     "right_upper": "right_anterior_trunk", "right_middle": "right_middle_artery",
@@ -91,10 +91,10 @@ ARTERY_OF_BRONCHUS = {
 }
 # stem: (start, end, radius, lobes drained)
 VEINS: dict[str, tuple[tuple[float, ...], tuple[float, ...], float, tuple[int, ...]]] = {
-    "right_superior_vein": ((14, 2, -46), (43, 12, -38), 6.2, (3, 4)),
-    "right_inferior_vein": ((16, -6, -56), (40, -20, -66), 6.6, (5,)),
-    "left_superior_vein": ((-16, 4, -44), (-46, 12, -32), 6.2, (1,)),
-    "left_inferior_vein": ((-16, -6, -54), (-44, -24, -66), 6.6, (2,)),
+    "right_superior_vein": ((10, 6, -48), (43, 17, -37), 6.2, (3, 4)),
+    "right_inferior_vein": ((8, -4, -60), (26, -26, -82), 6.6, (5,)),
+    "left_superior_vein": ((-18, 6, -48), (-46, 17, -30), 6.2, (1,)),
+    "left_inferior_vein": ((-16, -4, -60), (-36, -28, -80), 6.6, (2,)),
 }
 
 
