@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from lmreg_jax import configuration
+from lmreg_jax import configuration, phantom
 from lmreg_jax.cohort import Cohort, read_cohort, with_validation
+
+log = logging.getLogger(__name__)
 
 
 def cache_folder() -> Path:
@@ -20,21 +23,16 @@ def cache_folder() -> Path:
 
 def embedded_root(config: ConfigDict) -> Path:
     """The embedded cohort at the configured grid; written on first use, named by what it holds."""
-    from lmreg_jax import phantom
-
     data, spacing = config.data, configuration.spacing_mm(config)
-    grid = "x".join(map(str, data.shape)) + "_" + "x".join(f"{s:g}" for s in spacing) + "mm"
+    voxel_mm = min(spacing)  # The phantom's voxels are cubes; the reader resamples where ours are not.
+    shape = tuple(math.ceil(n * s / voxel_mm) for n, s in zip(data.shape, spacing, strict=True))
+    grid = f"{'x'.join(map(str, shape))}_{voxel_mm:g}mm"
     name = f"thorax_v{phantom.VERSION}_{data.cases}_{data.test}_{grid}_seed{config.seed}"
     root = cache_folder() / name
     if not root.is_dir():
-        logging.getLogger(__name__).info("generating the embedded cohort in %s", root)
+        log.info("generating the embedded cohort in %s", root)
         phantom.write_cohort(
-            root,
-            cases=data.cases,
-            test=data.test,
-            seed=config.seed,
-            shape=tuple(data.shape),
-            spacing_mm=spacing,
+            root, cases=data.cases, test=data.test, seed=config.seed, shape=shape, spacing_mm=voxel_mm
         )
     return root
 

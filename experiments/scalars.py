@@ -35,7 +35,7 @@ class Writer:
         self._path = workdir / FILE
         self._skipped = workdir / SKIPPED
         try:
-            from tensorboardX import SummaryWriter  # type: ignore[import-untyped]
+            from tensorboardX import SummaryWriter
         except ImportError:
             self._board = None
         else:

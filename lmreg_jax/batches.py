@@ -6,7 +6,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -62,11 +62,16 @@ class Assembler:
 
         A landmark counts where both cases have it. Missing positions are set to 0.
         """
-        fixed, moving = ([self._cases[pair[i]] for pair in pairs] for i in (0, 1))
-        points = [np.stack([coarsen_points(c.landmarks, factor) for c in side]) for side in (fixed, moving)]
-        present = np.isfinite(points[0]).all(-1) & np.isfinite(points[1]).all(-1)
-        images = [np.stack([self._image(c.name, factor) for c in side]) for side in (fixed, moving)]
-        return Batch(*images, *(np.nan_to_num(p).astype(np.float32) for p in points), present)
+        # Any: numpy here, jax.Array in the step; pmap spreads host arrays over the devices itself.
+        images: list[Any] = []
+        points: list[Any] = []
+        for side in (0, 1):
+            cases = [self._cases[pair[side]] for pair in pairs]
+            images.append(np.stack([self._image(case.name, factor) for case in cases]))
+            points.append(np.stack([coarsen_points(case.landmarks, factor) for case in cases]))
+        present: Any = np.isfinite(points[0]).all(-1) & np.isfinite(points[1]).all(-1)
+        points = [np.nan_to_num(p).astype(np.float32) for p in points]
+        return Batch(images[0], images[1], points[0], points[1], present)
 
 
 def prefetch(make: Callable[[int], T], steps: range, ahead: int = 2) -> Iterator[tuple[int, T]]:

@@ -16,7 +16,6 @@ from jax import Array
 from lmreg_jax import checkpoint, configuration, fields
 from lmreg_jax.errors import InputError
 from lmreg_jax.objective import displacement_of
-from lmreg_jax.posterior import Posterior
 
 
 class Registration(NamedTuple):
@@ -35,7 +34,7 @@ class Registration(NamedTuple):
 
 
 def register_pair(
-    params: Any, fixed: Array, moving: Array, *, apply: Callable[..., Posterior], steps: int = 7
+    params: Any, fixed: Array, moving: Array, *, apply: Callable[..., Any], steps: int = 7
 ) -> Registration:
     """The transform of the posterior's mean velocity (no sampling: deterministic). Pure.
 

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("float64")
 SHAPE = (4, 5, 6)
 SEEDS = (0, 1, 2)  # each checks one random direction
 
-fixed, moving = (jnp.asarray(numerics.smooth_image(SHAPE, s)) for s in (0, 1))
+fixed, moving = (numerics.smooth_image(SHAPE, s) for s in (0, 1))
 
 
 def field(seed: int, shape: tuple[int, ...] = SHAPE) -> np.ndarray:
@@ -37,7 +37,7 @@ def points(seed: int) -> np.ndarray:
 def whole(mean: jax.Array, log_variance: jax.Array, reading: str, image: str) -> jax.Array:
     """Eq. 7 as a function of the posterior, its velocity the mean: by all steps down to the loss."""
     objective = eq7.Objective(reading, image=image, landmark_unit="mm", spacing_mm=(2, 1, 3))
-    u = eq7.displacement_of(mean, SHAPE, stride=2, steps=3)
+    u = eq7.displacement_of(mean, SHAPE, stride=2, steps=2)
     by_name = eq7.terms(
         objective, Posterior(mean, log_variance), u, fixed, moving, points(0), points(1), np.ones(5)
     )
@@ -47,9 +47,9 @@ def whole(mean: jax.Array, log_variance: jax.Array, reading: str, image: str) ->
 COARSE = (2, 3, 3)
 FUNCTIONS: dict[str, tuple[Callable[..., jax.Array], Callable[[int], tuple[np.ndarray, ...]]]] = {
     "sample": (fields.sample, lambda s: (field(s), points(s))),
-    "warp": (fields.warp, lambda s: (np.array(moving), field(s))),
+    "warp": (fields.warp, lambda s: (moving, field(s))),
     "compose": (fields.compose, lambda s: (field(s), field(s + 9))),
-    "integrate": (lambda v: fields.integrate(v, steps=3), lambda s: (field(s),)),
+    "integrate": (lambda v: fields.integrate(v, steps=2), lambda s: (field(s),)),
     "upsample": (lambda u: fields.upsample(u, SHAPE), lambda s: (field(s, COARSE),)),
     "jacobian_determinant": (fields.jacobian_determinant, lambda s: (field(s),)),
     "move_points": (landmarks.move_points, lambda s: (field(s), points(s))),
@@ -103,23 +103,22 @@ def test_at_integer_displacements_the_slope_is_the_forward_difference(
     u = np.broadcast_to(np.array(shift, float), (*SHAPE, 3))
     where = numerics.grid(SHAPE) + u
     last = np.array(SHAPE) - 1
-    value = numerics.sample(np.array(moving), where)
+    value = numerics.sample(moving, where)
     expected = np.zeros((*SHAPE, 3))
     for axis in range(3):
-        forward = numerics.sample(np.array(moving), where + np.eye(3)[axis]) - value
+        forward = numerics.sample(moving, where + np.eye(3)[axis]) - value
         inside = (where[..., axis] >= 0) & (where[..., axis] < last[axis])
-        slope = -2 * (np.array(fixed) - value) * forward / value.size
+        slope = -2 * (fixed - value) * forward / value.size
         expected[..., axis] = np.where(inside, slope, 0)
     found = jax.jit(jax.grad(mean_square))(jnp.asarray(u))
     np.testing.assert_allclose(found, expected, atol=1e-14)
     assert np.abs(expected[0]).max() > 1e-4  # there is something to learn at the first plane too
 
 
-@pytest.mark.parametrize("image", ["ssd", "lncc"])
-def test_a_velocity_of_zero_learns_from_images_and_landmarks(image: str) -> None:
+def test_a_velocity_of_zero_learns() -> None:
     """The start of every training: each component of the field gets a gradient."""
     zero = jnp.zeros((*COARSE, 3))
-    found = jax.jit(jax.grad(whole), static_argnums=(2, 3))(zero, zero - 3, "exact", image)
+    found = jax.jit(jax.grad(whole), static_argnums=(2, 3))(zero, zero - 3, "exact", "ssd")
     assert np.isfinite(found).all()
     assert (np.abs(np.asarray(found)).max((0, 1, 2)) > 1e-3).all()
 

@@ -1,7 +1,6 @@
 """Soft organs of the template thorax as implicit functions: heart, lungs, lobes, diaphragm, belly.
 
-Template space as in `profiles`; negative inside. `great_vessels` are the centrelines of tubes that
-shape the mediastinum's outline, (x, y, z, radius) in mm.
+Template space as in `profiles`; negative inside.
 """
 
 from __future__ import annotations
@@ -11,12 +10,13 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from lmreg_jax.phantom.centrelines import HILA, OESOPHAGUS, SYSTEMIC, TRACHEA
 from lmreg_jax.phantom.profiles import (
     CAGE_BACK,
     CAGE_FRONT,
     CAGE_SIDE,
-    SPINE_Y,
     POWER_BACK,
+    SPINE_Y,
     Array,
     cage,
     ellipsoid,
@@ -25,75 +25,6 @@ from lmreg_jax.phantom.profiles import (
     profile,
     smooth_intersection,
     smooth_union,
-)
-
-Chain = NDArray[np.float64]
-
-
-def chain(*rows: tuple[float, float, float, float]) -> Chain:
-    """Rows (x, y, z, radius) in mm of a tube's centreline."""
-    return np.asarray(rows, float)
-
-
-SYSTEMIC: dict[str, Chain] = {
-    "aorta": chain(
-        (4, 36, -48, 15), (16, 40, -32, 15.5), (21, 38, -12, 15), (19, 37, 10, 14.5),
-        (8, 37, 27, 14), (-9, 31, 34, 13.5), (-24, 16, 35, 13), (-30, -4, 31, 12.5),
-        (-31, -22, 20, 12.2), (-28, -33, 4, 12), (-25, -36, -30, 11.5), (-22, -37, -70, 11.5), (-15, -30, -120, 11),
-        (-8, -18, -165, 10.5), (-4, -6, -210, 10), (-3, 2, -270, 9.5),
-    ),
-    "brachiocephalic_artery": chain(
-        (4, 36, 36, 6.5), (13, 34, 52, 6.2), (20, 28, 72, 5.8), (23, 24, 100, 3.8),
-        (24, 22, 140, 3.4), (25, 22, 190, 3.2),
-    ),
-    "right_subclavian": chain(
-        (20, 28, 72, 5), (36, 18, 88, 4.8), (62, 16, 92, 4.6), (100, 20, 82, 4.4),
-        (150, 16, 92, 4),
-    ),
-    "left_carotid": chain(
-        (-11, 31, 38, 4.5), (-18, 27, 62, 4.2), (-22, 24, 95, 3.8), (-24, 22, 140, 3.4),
-        (-25, 22, 190, 3.2),
-    ),
-    "left_subclavian": chain(
-        (-26, 10, 38, 5.5), (-29, 8, 62, 5.2), (-38, 12, 86, 5), (-62, 16, 92, 4.6),
-        (-100, 20, 82, 4.4), (-150, 16, 92, 4),
-    ),
-    "superior_vena_cava": chain(
-        (30, 28, -52, 10), (30, 30, -25, 9.5), (31, 28, 0, 9), (30, 30, 25, 8.5), (28, 33, 46, 8),
-    ),
-    "right_brachiocephalic_vein": chain(
-        (28, 33, 46, 7), (32, 30, 66, 6.5), (36, 28, 84, 6), (34, 26, 120, 5.5), (36, 24, 190, 5),
-    ),
-    "left_brachiocephalic_vein": chain(
-        (28, 33, 46, 6.5), (11, 46, 50, 6), (-12, 46, 58, 6), (-32, 38, 72, 6), (-36, 28, 86, 5.5),
-        (-34, 26, 120, 5), (-36, 24, 190, 5),
-    ),
-    "azygos_vein": chain(
-        (30, 18, 14, 4.5), (25, 2, 18, 4.5), (14, -18, 12, 4.2), (7, -27, -8, 3.8),
-        (5, -31, -60, 3.2), (5, -25, -120, 2.8), (5, -12, -180, 2.4),
-    ),
-    "inferior_vena_cava": chain(
-        (28, 18, -92, 11), (28, 12, -118, 11.5), (26, 4, -150, 11.5), (22, 2, -200, 11),
-        (18, 4, -270, 11),
-    ),
-}
-OESOPHAGUS = chain(
-    (-1, 16, 150, 6), (-3, 8, 100, 6.5), (-5, -6, 50, 7), (-5, -17, 10, 7.5), (-3, -22, -30, 7.5),
-    (-6, -18, -90, 8), (-14, -6, -125, 8.5), (-26, 4, -152, 9),
-)
-TRACHEA = chain(
-    (0, 40, 205, 8), (0, 37, 150, 8.2), (0, 33, 120, 9), (1, 27, 92, 9), (1.5, 21, 69, 9),
-    (1.5, 14.5, 46, 9), (1, 7.5, 23, 9), (0, 0, 0, 8.6),
-)
-HILA = (
-    chain((0, 0, 0, 9), (14, -5, -20, 9), (22, -6, -45, 8), (28, -9, -58, 6)),
-    chain((0, 0, 0, 9), (-20, -4, -15, 9), (-38, -10, -26, 8), (-45, -17, -42, 7)),
-    chain((-16, 24, -16, 14), (4, 14, -20, 12), (24, 10, -21, 11), (38, 2, -34, 9.5)),
-    chain((-16, 24, -16, 14), (-30, 10, -6, 12), (-38, -4, -3, 11), (-47, -17, -12, 9)),
-    chain((10, 6, -48, 10), (27, 12, -43, 8), (41, 16, -38, 6)),
-    chain((8, -4, -60, 9), (18, -17, -73, 7), (24, -24, -80, 6)),
-    chain((-18, 6, -48, 10), (-32, 12, -38, 8), (-44, 16, -31, 6)),
-    chain((-16, -4, -60, 9), (-26, -16, -70, 7), (-34, -26, -78, 6)),
 )
 
 

@@ -95,7 +95,8 @@ def cage(x: Array, y: Array, z: Array, *, outward: float = 0.0) -> Array:
 def trunk(x: Array, y: Array, z: Array) -> Array:
     """Outer face of the muscles of trunk, shoulders and neck; negative inside."""
     half = TRUNK_SIDE(z)
-    return (oval(x, y, half, TRUNK_FRONT(z), TRUNK_BACK(z), (2.4, 2.6)) - 1) * np.float32(0.8) * half
+    radius = oval(x, y, half, TRUNK_FRONT(z), TRUNK_BACK(z), (2.4, 2.6))
+    return (radius - 1) * np.float32(0.8) * half
 
 
 def ellipsoid(

@@ -62,7 +62,7 @@ def ribs() -> tuple[list[Lines], list[Lines]]:
     bones, cartilages = [], []
     for k, (drop, bone_end, cartilage_end) in enumerate(RIBS):
         z_spine = 0.5 * (DISCS[FIRST_RIB + k] + DISCS[FIRST_RIB + k + 1]) + 6
-        spine_y = float(SPINE_Y(np.float32([z_spine]))[0])
+        spine_y = float(SPINE_Y(np.array([z_spine], np.float32))[0])
         for side in (-1.0, 1.0):
             part = np.linspace(0.13, bone_end, 26)
             around = _on_cage(part, z_spine - drop * (part / 0.97) ** 1.25, side)
@@ -73,7 +73,7 @@ def ribs() -> tuple[list[Lines], list[Lines]]:
             line = np.concatenate([start, around])
             thin = 0.85 if k == 0 or k > 9 else 1.0
             for up in (-2.6, 2.6):
-                bones.append(Lines(line + (0, 0, up), 3.2 * thin))
+                bones.append(Lines(line + np.array((0.0, 0.0, up)), 3.2 * thin))
             if cartilage_end:
                 part = np.linspace(bone_end, cartilage_end, 10)
                 z = z_spine - drop * (part / 0.97) ** 1.25
@@ -123,7 +123,8 @@ def spine(x: Array, y: Array, z: Array) -> Spine:
     bone = np.minimum.reduce([np.maximum(body, end), ring, process, spinous]) * size
     bone = np.maximum(bone, -canal * size)
     disc = np.maximum(body - 0.3, -end) * size
-    return Spine(bone.astype(np.float32), disc.astype(np.float32), (canal * size).astype(np.float32))
+    canal = canal * size
+    return Spine(bone.astype(np.float32), disc.astype(np.float32), canal.astype(np.float32))
 
 
 STERNUM_HALF = profile((-112, 4), (-98, 9), (-86, 16), (-40, 18), (0, 15), (12, 18), (50, 31))
@@ -134,7 +135,7 @@ def sternum(x: Array, y: Array, z: Array) -> Array:
     middle = CAGE_FRONT(z) + 7
     half = STERNUM_HALF(z)
     plate = ((np.abs(x) / half) ** 4 + ((y - middle) / 6) ** 2) ** np.float32(0.4) * 6 - 6
-    return np.asarray(np.maximum.reduce([plate, z - 54, -112 - z]), np.float32)
+    return np.maximum(plate, np.maximum(z - 54, -112 - z)).astype(np.float32)
 
 
 def shoulder_blades(x: Array, y: Array, z: Array, cage: Array) -> Array:

@@ -73,7 +73,7 @@ def stream(seed: int, index: int, purpose: int) -> np.random.Generator:
 
 
 def _truncated(random: np.random.Generator, size: int) -> NDArray[np.float64]:
-    """Standard normal numbers beyond 2 folded to their sine's tail: no grotesque subject."""
+    """Standard normal numbers, those beyond 2 set to 2: no grotesque subject."""
     return np.clip(random.standard_normal(size), -2.0, 2.0)
 
 
@@ -112,7 +112,8 @@ def subject(index: int, seed: int) -> Subject:
     """Draws the subject `index` of the cohort `seed`."""
     random = stream(seed, index, 0)
     velocity, amounts = _velocity(random)
-    size, width, depth, height = np.array((1.015, 1, 1, 1)) + np.array((0.034, 0.025, 0.03, 0.035)) * _truncated(random, 4)
+    spread = np.array((0.034, 0.025, 0.03, 0.035))
+    size, width, depth, height = (1.015, 1, 1, 1) + spread * _truncated(random, 4)
     scale = size * np.array((width, depth, height))
     scale = np.minimum(scale, (1.08, 1.07, 1.12))
     shear = 0.02 * _truncated(random, 3)

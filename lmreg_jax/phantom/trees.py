@@ -1,6 +1,6 @@
 """The template's bronchi, pulmonary arteries and veins as trees with the same branches for all.
 
-Lobar and segmental branches are placed by hand (Boyden's names); below them a space-filling growth
+Lobar and segmental branches are in `centrelines`; below them a space-filling growth
 (after Tawhai 2004: each branch heads for the centre of its share of the lobe, which a plane then
 halves) adds `GENERATIONS` more. Built once, with a fixed seed, in template mm.
 """
@@ -15,88 +15,21 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from lmreg_jax.phantom import organs
+from lmreg_jax.phantom.centrelines import (
+    AIRWAYS,
+    ARTERIES,
+    ARTERY_OF_BRONCHUS,
+    SEGMENTS,
+    VEINS,
+)
 
 Points = NDArray[np.float64]
 GENERATIONS = 7  # below the segmental bronchus; arteries and veins are drawn in all of them
+# How far a branch of each order goes towards its territory's centre: the last come near the pleura.
+PART_OF_WAY = (0.40, 0.40, 0.44, 0.50, 0.55, 0.62, 0.70, 0.75, 0.80)
 THINNEST = 0.5  # mm, radius of the smallest branches
 CENTRAL, N_TRACHEA = -2, 7  # order of the trachea's pieces, which no subject bends on their own
 AIRWAY_GENERATIONS = 4  # thinner bronchi have a lumen below 1 mm and are not seen in CT
-
-# child: (parent, end x, y, z, radius). Radii of bronchi are those of the lumen, mm.
-AIRWAYS: dict[str, tuple[str, float, float, float, float]] = {
-    "larynx": ("", 0, 37, 150, 8.2),
-    "trachea_0": ("larynx", 0, 33, 120, 9.0),
-    "trachea_1": ("trachea_0", 1, 27, 92, 9.0),
-    "trachea_2": ("trachea_1", 1.5, 21, 69, 9.0),
-    "trachea_3": ("trachea_2", 1.5, 14.5, 46, 9.0),
-    "trachea_4": ("trachea_3", 1, 7.5, 23, 9.0),
-    "carina": ("trachea_4", 0, 0, 0, 8.6),
-    "right_upper_lobe_bronchus": ("carina", 14, -5, -20, 7.0),
-    "right_upper": ("right_upper_lobe_bronchus", 31, -7, -14, 5.0),
-    "right_middle_lobe_bronchus": ("right_upper_lobe_bronchus", 22, -6, -45, 5.6),
-    "right_middle": ("right_middle_lobe_bronchus", 40, 10, -57, 3.6),
-    "right_superior_segment": ("right_middle_lobe_bronchus", 25, -11, -53, 5.0),
-    "right_basal": ("right_superior_segment", 34, -17, -72, 4.4),
-    "left_upper_lobe_bronchus": ("carina", -38, -10, -26, 6.3),
-    "left_upper": ("left_upper_lobe_bronchus", -50, -2, -22, 4.9),
-    "left_upper_division": ("left_upper", -56, 2, -10, 4.0),
-    "lingula": ("left_upper", -60, 16, -34, 3.5),
-    "left_superior_segment": ("left_upper_lobe_bronchus", -43, -16, -38, 5.0),
-    "left_basal": ("left_superior_segment", -50, -21, -62, 4.4),
-}
-# segment: (parent, lobe label, centre of its territory)
-SEGMENTS: dict[str, tuple[str, int, tuple[float, float, float]]] = {
-    "RB1": ("right_upper", 3, (56, -10, 72)),
-    "RB2": ("right_upper", 3, (72, -52, 32)),
-    "RB3": ("right_upper", 3, (66, 40, 6)),
-    "RB4": ("right_middle", 4, (98, 30, -68)),
-    "RB5": ("right_middle", 4, (58, 60, -84)),
-    "RB6": ("right_superior_segment", 5, (62, -60, -20)),
-    "RB7": ("right_basal", 5, (36, -14, -112)),
-    "RB8": ("right_basal", 5, (92, 6, -112)),
-    "RB9": ("right_basal", 5, (96, -42, -118)),
-    "RB10": ("right_basal", 5, (54, -68, -126)),
-    "LB1+2": ("left_upper_division", 1, (-58, -22, 64)),
-    "LB3": ("left_upper_division", 1, (-66, 38, 12)),
-    "LB4": ("lingula", 1, (-100, 30, -42)),
-    "LB5": ("lingula", 1, (-82, 62, -74)),
-    "LB6": ("left_superior_segment", 2, (-64, -60, -18)),
-    "LB8": ("left_basal", 2, (-92, 4, -114)),
-    "LB9": ("left_basal", 2, (-96, -42, -122)),
-    "LB10": ("left_basal", 2, (-56, -68, -130)),
-}
-ARTERIES: dict[str, tuple[str, float, float, float, float]] = {
-    "outflow": ("", -14, 58, -52, 14.0),
-    "trunk": ("outflow", -22, 46, -32, 13.5),
-    "pulmonary_trunk": ("trunk", -16, 24, -16, 13.0),
-    "right_behind_aorta": ("pulmonary_trunk", 4, 14, -20, 10.5),
-    "right_pulmonary_artery": ("right_behind_aorta", 24, 10, -21, 9.5),
-    "right_anterior_trunk": ("right_pulmonary_artery", 38, 5, -8, 5.4),
-    "right_interlobar": ("right_pulmonary_artery", 38, 2, -36, 8.0),
-    "right_middle_artery": ("right_interlobar", 49, 13, -50, 4.0),
-    "right_lower_artery": ("right_interlobar", 38, -6, -54, 7.0),
-    "right_basal_artery": ("right_lower_artery", 45, -8, -66, 6.0),
-    "left_pulmonary_artery": ("pulmonary_trunk", -37, -2, -3, 10.0),
-    "left_upper_artery": ("left_pulmonary_artery", -48, -8, 9, 5.2),
-    "left_interlobar": ("left_pulmonary_artery", -51, -19, -16, 8.0),
-    "left_lingular_artery": ("left_interlobar", -66, 10, -32, 4.0),
-    "left_lower_artery": ("left_interlobar", -58, -16, -42, 7.0),
-    "left_basal_artery": ("left_lower_artery", -62, -15, -60, 6.0),
-}
-ARTERY_OF_BRONCHUS = {
-    "right_upper": "right_anterior_trunk", "right_middle": "right_middle_artery",
-    "right_superior_segment": "right_lower_artery", "right_basal": "right_basal_artery",
-    "left_upper_division": "left_upper_artery", "lingula": "left_lingular_artery",
-    "left_superior_segment": "left_lower_artery", "left_basal": "left_basal_artery",
-}
-# stem: (start, end, radius, lobes drained)
-VEINS: dict[str, tuple[tuple[float, ...], tuple[float, ...], float, tuple[int, ...]]] = {
-    "right_superior_vein": ((10, 6, -48), (43, 17, -37), 6.2, (3, 4)),
-    "right_inferior_vein": ((8, -4, -60), (26, -26, -82), 6.6, (5,)),
-    "left_superior_vein": ((-18, 6, -48), (-46, 17, -30), 6.2, (1,)),
-    "left_inferior_vein": ((-16, -4, -60), (-36, -28, -80), 6.6, (2,)),
-}
-
 
 class Tree(NamedTuple):
     """Branches, parents first: end [N, 3] and radius [N] in template mm, parent [N] (-1: none).
@@ -144,6 +77,16 @@ def _named(table: dict[str, tuple[str, float, float, float, float]]) -> list[_Br
     return branches
 
 
+def _main_axis(spread: Points) -> Points:
+    """Direction of the largest variance of centred points [M, 3], its sign settled.
+
+    Sums without BLAS: the same bits whatever the number of its threads.
+    """
+    covariance = (spread[:, :, None] * spread[:, None, :]).sum(0)
+    axis = np.linalg.eigh(covariance)[1][:, -1]
+    return axis * (1.0 if axis @ (1.0, 0.7, 0.4) > 0 else -1.0)
+
+
 def _grow(
     branches: list[_Branch], parent: int, points: Points, *, name: str, order: int, last: int,
     share: float, lobe: cKDTree, exponent: float,
@@ -159,8 +102,7 @@ def _grow(
     reach = np.linalg.norm(aim)
     aim = aim / reach + 0.3 * heading / np.linalg.norm(heading)  # a gentle turn
     aim *= reach / np.linalg.norm(aim)
-    way = (0.40, 0.40, 0.44, 0.50, 0.55, 0.62, 0.70, 0.75, 0.8)[order]  # later branches reach the pleura
-    end = start + aim * np.clip(way, 4.0 / reach, 26.0 / reach)
+    end = start + aim * np.clip(PART_OF_WAY[order], 4.0 / reach, 26.0 / reach)
     distance, nearest = lobe.query(end)
     if order > 0 and distance > 3.5:  # it would leave its lobe
         end = 0.2 * end + 0.8 * lobe.data[nearest]
@@ -174,8 +116,7 @@ def _grow(
     spread = points - points.mean(0)
     axis = (end - start) / np.linalg.norm(end - start)
     spread = spread - np.outer(spread @ axis, axis)
-    _, _, directions = np.linalg.svd(spread, full_matrices=False)
-    normal = directions[0] * (1.0 if directions[0] @ (1.0, 0.7, 0.4) > 0 else -1.0)
+    normal = _main_axis(spread)
     side = (points - points.mean(0)) @ normal > 0
     for half, letter in ((side, "a"), (~side, "b")):
         part = points[half]
@@ -256,8 +197,7 @@ def veins() -> Tree:
         branches.append(stem)
         root = len(branches) - 1
         centre = points[mine].mean(0)
-        axis = np.linalg.svd(points[mine] - centre, full_matrices=False)[2][0]
-        side = (points[mine] - centre) @ (axis if axis[2] > 0 else -axis) > 0
+        side = (points[mine] - centre) @ _main_axis(points[mine] - centre) > 0
         for half, letter in ((side, "a"), (~side, "b")):
             _grow(branches, root, points[mine][half], name=f"{name}_{letter}", order=0,
                   last=GENERATIONS + 1, share=0.45, lobe=whole, exponent=0.38)

@@ -60,7 +60,7 @@ def _write_all(
     for folder in FOLDERS:
         (work / folder).mkdir()
     one = partial(_write_case, work=work, seed=seed, shape=shape, spacing_mm=spacing_mm)
-    count = min(processes or len(os.sched_getaffinity(0)), cases)
+    count = min(processes or _cores(), cases)
     bar = partial(tqdm, total=cases, desc="phantom", disable=not progress, unit="case")
     if count == 1:
         for _ in bar(map(one, range(cases))):
@@ -70,6 +70,13 @@ def _write_all(
     with multiprocessing.get_context("spawn").Pool(count) as pool:
         for _ in bar(pool.imap_unordered(one, range(cases))):
             pass
+
+
+def _cores() -> int:
+    """Cores this process may use (its affinity, where the system has one)."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _name(index: int) -> str:
