@@ -51,6 +51,7 @@ def load_cohort(config: ConfigDict, *, progress: bool = True) -> Cohort:
         window_kind=data.window_kind,
         landmark_names=tuple(data.landmark_names),
         alignment=data.alignment,
+        lungs=data.lungs,
         reference=data.reference,
         cache=Path(data.cache) if data.cache else cache_folder() / "cohorts",
         allow_outside_root=data.allow_outside_root,

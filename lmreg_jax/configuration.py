@@ -24,7 +24,8 @@ from lmreg_jax.unet import UNet
 FILE = "config.json"
 CHOICES: dict[str, tuple[Any, ...]] = {
     "data.window_kind": ("hu", "percentile"),
-    "data.alignment": ("auto", "elastix", "moments", "none"),
+    "data.alignment": ("auto", "elastix", "moments", "none", "identity"),
+    "data.lungs": ("auto", "file", "segment", "none"),
     "model.field_stride": (1, 2, 4),
     "model.normalisation": ("none", "instance"),
     "model.dtype": ("float32", "bfloat16"),

@@ -21,7 +21,7 @@ from lmreg_jax.errors import InputError
 from lmreg_jax.unet import UNet
 
 Layer = dict[str, np.ndarray]
-REMEDY = "the network in the config must be the paper's (config.model at its defaults)"
+REMEDY = "the network must be the paper's (config.model of experiments/lung.py:paper)"
 
 
 def import_keras(path: str | Path, model: UNet) -> Any:

@@ -15,7 +15,7 @@ from jax import Array
 
 from lmreg_jax import checkpoint, configuration, fields
 from lmreg_jax.errors import InputError
-from lmreg_jax.objective import displacement_of
+from lmreg_jax.objective import displacement_of, field_stride
 
 
 class Registration(NamedTuple):
@@ -41,7 +41,7 @@ def register_pair(
     fixed, moving: `[X, Y, Z]` in [0, 1], on one grid, affinely aligned.
     """
     mean, log_variance = jax.tree.map(lambda a: a[0], apply(params, moving[None], fixed[None]))
-    stride = round(fixed.shape[0] / mean.shape[0])
+    stride = field_stride(fixed.shape, mean.shape[:3])
     forward, backward = (
         displacement_of(velocity, fixed.shape, stride=stride, steps=steps)
         for velocity in (mean, -mean)

@@ -49,7 +49,7 @@ def loss_terms(
     """
     posterior = apply(params, batch.moving, batch.fixed)
     shape = batch.fixed.shape[1:]
-    stride = round(shape[0] / posterior.mean.shape[1])
+    stride = eq7.field_stride(shape, posterior.mean.shape[1:4])
 
     def one(key: Array, posterior: Posterior, pair: Batch) -> dict[str, Array]:
         displacement = eq7.displacement_of(
