@@ -101,7 +101,9 @@ def open_workdir(workdir: Path, config: ml_collections.ConfigDict) -> None:
         temporary.write_text(configuration.to_json(config))
         os.replace(temporary, file)
     except OSError as error:
-        raise InputError(f"{workdir}: cannot be written ({error.strerror}); give another --workdir") from error
+        raise InputError(
+            f"{workdir}: cannot be written ({error.strerror}); give another --workdir"
+        ) from error
 
 
 def no_arguments(arguments: Sequence[str]) -> None:

@@ -14,6 +14,11 @@ from lmreg_jax.cohort import Cohort, read_cohort, split_names, with_validation
 
 log = logging.getLogger(__name__)
 
+# The embedded scans are this much larger than the grid on every side. Alignment moves a scan by as
+# much; without a margin its edge would show as a slab of air inside the grid, and the network would
+# spend itself on pulling skin over it (45 mm at the border, seen).
+MARGIN_MM = 30.0
+
 
 def cache_folder() -> Path:
     """Where cohorts are kept between runs: $LMREG_CACHE, else the user's cache folder."""
@@ -25,7 +30,10 @@ def embedded_root(config: ConfigDict) -> Path:
     """The embedded cohort at the configured grid; written on first use, named by what it holds."""
     data, spacing = config.data, configuration.spacing_mm(config)
     voxel_mm = min(spacing)  # The phantom's voxels are cubes; the reader resamples where ours are not.
-    shape = tuple(math.ceil(n * s / voxel_mm) for n, s in zip(data.shape, spacing, strict=True))
+    shape = tuple(
+        math.ceil((n * s + 2 * MARGIN_MM) / voxel_mm)
+        for n, s in zip(data.shape, spacing, strict=True)
+    )
     grid = f"{'x'.join(map(str, shape))}_{voxel_mm:g}mm"
     name = f"thorax_v{phantom.VERSION}_{data.cases}_{data.test}_{grid}_seed{config.seed}"
     root = cache_folder() / name

@@ -30,7 +30,9 @@ def pairs_of_step(
     # Without replacement where the cohort is large enough: no pair twice in a batch.
     chosen = generator.choice(len(pairs), size=draws, replace=draws > len(pairs))
     drawn = [pairs[int(i)] for i in chosen]
-    return [p for fixed, moving in drawn for p in ((fixed, moving), (moving, fixed))] if both_orders else drawn
+    if not both_orders:
+        return drawn
+    return [p for fixed, moving in drawn for p in ((fixed, moving), (moving, fixed))]
 
 
 def coarsen(image: np.ndarray, factor: int) -> np.ndarray:

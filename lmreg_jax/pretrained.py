@@ -76,7 +76,7 @@ def read_layers(path: Path) -> dict[str, Layer]:
     return {name: layer for name, layer in layers.items() if {"kernel", "bias"} <= layer.keys()}
 
 
-def _arrays(group: Any, dataset: type) -> Layer:
+def _arrays(group: Any, dataset: Any) -> Layer:
     """The numeric arrays below a layer's group, by name without Keras' output number (`:0`)."""
     arrays: Layer = {}
 

@@ -16,7 +16,7 @@ from tests import numerics
 from tests.shared_data import shared
 
 LARGEST_WARP = 6.0  # voxels of 1 mm
-SEED = 3
+SEED = 1
 
 
 def mean_dice(labels: np.ndarray, others: np.ndarray, names: np.ndarray) -> float:
@@ -33,7 +33,7 @@ def test_a_known_warp_of_a_brain_is_found_again() -> None:
 
     brain = np.load(shared("voxelmorph/test_vol.npz"))["vol_data"].astype(np.float32)
     labels = np.load(shared("voxelmorph/test_seg.npz"))["vol_data"].astype(np.int32)
-    truth = numerics.smooth_field(brain.shape, SEED, LARGEST_WARP, waves=4).astype(np.float32)
+    truth = numerics.smooth_field(brain.shape, SEED, LARGEST_WARP, waves=3).astype(np.float32)
     moving = np.asarray(jax.jit(fields.warp)(brain, truth))
     moving_labels = jax.jit(fields.warp_nearest)(labels, truth)
 

@@ -16,7 +16,7 @@ from lmreg_jax.phantom.raster import Grid
 from lmreg_jax.phantom.subject import Subject, push, stream, subject
 from lmreg_jax.phantom.trees import AIRWAY_GENERATIONS, Points, Tree
 
-VERSION = 3
+VERSION = 4
 LANDMARKS = (
     "carina", "left_upper_lobe_bronchus", "right_upper_lobe_bronchus",
     "right_middle_lobe_bronchus", "pulmonary_trunk", "left_pulmonary_artery",
