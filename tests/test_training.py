@@ -88,7 +88,7 @@ def batch() -> Batch:
     points = random.uniform(1, np.array(SHAPE) - 2, (PAIRS, 5, 3))
     mask = np.ones((PAIRS, 5), bool)
     mask[2, 1] = False
-    others = np.where(mask[..., None], [*points, 1, 0, 0], np.nan)
+    others = np.where(mask[..., None], points + np.array([1, 0, 0]), np.nan)
     arrays = (jnp.asarray(a, jnp.float32) for a in (fixed, moving, points, others))
     return Batch(*arrays, jnp.asarray(mask))
 
