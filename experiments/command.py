@@ -15,7 +15,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from lmreg_jax import configuration
+from lmreg_jax import checkpoint, configuration
 from lmreg_jax.errors import InputError
 
 
@@ -32,18 +32,36 @@ class NotFinite(InputError):
 
 
 def define_config(default: str) -> Any:
-    """The --config flag: a file, with ':variant'; single values by --config.NAME=VALUE."""
-    return config_flags.DEFINE_config_file("config", default, "Config file[:variant].")
+    """The --config flag: a file, with ':variant'; single values by --config.NAME=VALUE.
+
+    `parse` gives it the default: a default of absl's would read the file, and stumble over wrong
+    values on the command line, at import.
+    """
+    flags.DEFINE_string("default_config", default, "Config file where --config names none.")
+    return config_flags.DEFINE_config_file("config", None, f"Config file[:variant]; else {default}.")
 
 
 def parse(arguments: Sequence[str]) -> list[str]:
     """absl's flags; a value that cannot be used ends with one line and exit status 2."""
+    arguments = list(arguments)
+    if "config" in flags.FLAGS and not any(re.match(r"--?config(=|$)", a) for a in arguments):
+        arguments.insert(1, f"--config={flags.FLAGS['default_config'].default}")
     try:
-        return flags.FLAGS(list(arguments), known_only=False)
+        rest = flags.FLAGS(arguments, known_only=False)
+        if "config" in flags.FLAGS:
+            _ = flags.FLAGS["config"].value.train  # A file that is not there is told on first use only.
+        return rest
     except InputError as error:
         message = str(error)
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-        message = f"{error}{_valid_names(str(error), arguments)}"
+    except (AttributeError, KeyError) as error:
+        inner = error.args[0] if error.args else ""  # ml_collections wraps one error in the other.
+        text = str(inner.args[0] if isinstance(inner, Exception) and inner.args else inner)
+        message = f"the config has no value {text}{_valid_names(text, arguments)}"
+    except (flags.Error, TypeError, ValueError) as error:
+        # ml_collections puts the traceback of a config file into the message: its last line counts.
+        lines = str(error).strip().splitlines()
+        text = lines[-1].partition(": ")[2] if "Traceback" in str(error) else str(error)
+        message = f"{text}{_valid_names(text, arguments)}"
     except (OSError, SyntaxError, ImportError) as error:
         message = f"the config cannot be read: {error}"
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
@@ -52,10 +70,10 @@ def parse(arguments: Sequence[str]) -> list[str]:
 
 def _valid_names(message: str, arguments: Sequence[str]) -> str:
     """The names and types that the section of an unknown or ill-typed value does have."""
-    given = next((a for a in arguments if a.startswith("--config.") and _blamed(a, message)), None)
+    given = next((a for a in arguments if re.match(r"--?config\.", a) and _blamed(a, message)), None)
     if given is None:
         return ""
-    section = re.split(r"[=]", given.removeprefix("--config."))[0].split(".")[:-1]
+    section = given.partition("=")[0].split(".")[1:-1]
     try:
         from experiments import lung
 
@@ -73,8 +91,8 @@ def _valid_names(message: str, arguments: Sequence[str]) -> str:
 
 
 def _blamed(argument: str, message: str) -> bool:
-    name = argument.removeprefix("--").split("=")[0]
-    return name in message or name.split(".")[-1] in message
+    name = argument.lstrip("-").partition("=")[0]
+    return name in message or any(f"'{part}'" in message for part in name.split(".")[1:])
 
 
 def default_workdir() -> Path:
@@ -85,16 +103,20 @@ def default_workdir() -> Path:
 
 
 def open_workdir(workdir: Path, config: ml_collections.ConfigDict) -> None:
-    """Makes the folder and writes the config there; refuses a folder of another run's config."""
+    """Makes the folder and writes the config there; refuses a folder of another run's config.
+
+    A folder without a checkpoint (its run was refused, or cut off early) may get another config.
+    """
     file = workdir / configuration.FILE
     if file.exists():
-        differences = configuration.differences(configuration.from_json(file.read_text()), config)
-        if differences:
+        differences = configuration.differences(configuration.read(file), config)
+        if not differences:
+            return
+        if checkpoint.exists(workdir):
             raise InputError(
                 f"{workdir} holds a run with another config ({', '.join(differences)} differ);"
                 " give another --workdir, or the values of that run to go on with it"
             )
-        return
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         temporary = file.with_suffix(".tmp")

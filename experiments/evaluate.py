@@ -56,16 +56,7 @@ def main(arguments: list[str]) -> None:
     command.no_arguments(arguments)
     values: Any = flags.FLAGS
     workdir, split, output = values.workdir, values.split, values.output
-    try:
-        config = configuration.from_json((Path(workdir) / configuration.FILE).read_text())
-    except FileNotFoundError:
-        raise InputError(
-            f"{workdir}: no {configuration.FILE} there; --workdir needs a folder that "
-            "experiments.train wrote"
-        ) from None
-    except (ValueError, AttributeError) as error:
-        name = Path(workdir) / configuration.FILE
-        raise InputError(f"{name}: not a readable configuration ({error})") from None
+    config = configuration.read(Path(workdir) / configuration.FILE)
     cohort = load_cohort(config)
     if not held_out_evaluation(cohort, Path(workdir), split, Path(output) if output else None):
         raise InputError(

@@ -59,7 +59,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.objective.integration_steps = 7  # squarings
 
     config.train = ConfigDict()
-    config.train.steps = 400
+    config.train.steps = 300
     config.train.pairs_per_batch = 4  # over all devices
     config.train.both_orders = True  # (a, b) and (b, a) in one batch: their translations cancel
     config.train.learning_rate = 3e-3  # of Adam

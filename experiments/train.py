@@ -49,6 +49,8 @@ def train(config: ConfigDict, workdir: Path, *, evaluate: bool = True) -> dict[s
         raise InputError(f"{cohort.root}: no training pair; at least two training cases are needed")
     assemble = batches.Assembler(cohort.cases)
     validation = held_out_pairs(cohort, "validation")
+    if evaluate:
+        held_out_pairs(cohort, "test")  # What is wrong with them is told now, not after the training.
     log.info(
         "%d training cases, %d pairs, %d validation pairs; alignment: %s; %d device(s): %s",
         len(split_names(cohort, "train")),
@@ -112,8 +114,6 @@ def train(config: ConfigDict, workdir: Path, *, evaluate: bool = True) -> dict[s
                 bar.close()
                 raise command.NotFinite(scalars.non_finite(terms), step, workdir)
             last = done == config.train.steps
-            if not skipped and (last or done % config.train.checkpoint_every == 0):
-                checkpoint.save(latest, done, unreplicate(state))
             if validation and (last or done % config.train.validate_every == 0):
                 model = registration.registrar(config, unreplicate(state).params)
                 scores = evaluation.validation_scores(model, cohort, validation)
@@ -123,6 +123,9 @@ def train(config: ConfigDict, workdir: Path, *, evaluate: bool = True) -> dict[s
                 if score < best_tre:
                     best_tre = score
                     checkpoint.save(best, done, unreplicate(state), {"tre_mm": float(score)})
+            # After the validation: a run that is cut off in between repeats it.
+            if not skipped and (last or done % config.train.checkpoint_every == 0):
+                checkpoint.save(latest, done, unreplicate(state))
         bar.close()
 
     figures.loss_curves(workdir / "figures" / "loss_curves.png", workdir / scalars.FILE)

@@ -59,14 +59,28 @@ def restore(checkpointer: ocp.training.Checkpointer, like: Any) -> tuple[int, An
         return None
     step = checkpointer.latest.step
     where = f"{checkpointer.directory}/{step}"
+    return step, _fit(_read(checkpointer, step, where), like, where)
+
+
+def _read(checkpointer: ocp.training.Checkpointer, step: int, where: str) -> Any:
     try:
-        saved = jax.tree.map(np.asarray, checkpointer.load(step))
+        return jax.tree.map(np.asarray, checkpointer.load(step))
     except (OSError, ValueError, KeyError) as error:
+        problem = " ".join(str(error).split())[:300]
         raise InputError(
-            f"{where}: cannot be read as a checkpoint ({type(error).__name__}: {error});"
+            f"{where}: cannot be read as a checkpoint ({type(error).__name__}: {problem});"
             " remove this folder to go on from the one before it"
         ) from error
-    return step, _fit(saved, like, where)
+
+
+def exists(workdir: Path) -> bool:
+    """Whether any checkpoint, latest or best, lies in a training's folder."""
+    return any(
+        step.name.isdigit()
+        for name in (LATEST, BEST)
+        if (workdir / name).is_dir()
+        for step in (workdir / name).iterdir()
+    )
 
 
 def best_metrics(checkpointer: ocp.training.Checkpointer) -> dict[str, float]:
@@ -90,9 +104,9 @@ def load_params(workdir: Path, like: Any) -> tuple[str, Any]:
             if checkpointer.latest is None:
                 continue
             step = checkpointer.latest.step
-            saved = jax.tree.map(np.asarray, checkpointer.load(step))
-            params = saved["params"]
-            return f"{name}/{step}", _fit(params, like, f"{workdir}/{name}/{step}")
+            where = f"{workdir}/{name}/{step}"
+            params = _read(checkpointer, step, where)["params"]
+            return f"{name}/{step}", _fit(params, like, where)
     raise InputError(
         f"{workdir}: no checkpoint below {BEST}/ or {LATEST}/; train one with"
         f" python -m experiments.train --workdir={workdir}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -50,7 +51,23 @@ POSITIVE = (
     "train.validate_every",
     "train.checkpoint_every",
     "train.keep",
+    "train.log_every",
+    "train.max_skipped",
+    "model.final",
+    "model.head_scale",
 )
+NOT_NEGATIVE = (
+    "objective.landmark_weight",
+    "train.warmup_steps",
+    "train.clip_norm",
+    "train.coarse_steps",
+    "augment.rotation_deg",
+    "augment.scale",
+    "augment.translation_mm",
+    "augment.gamma",
+    "augment.noise",
+)
+WHOLE = ("data.shape", "model.encoder", "model.decoder", "model.final")
 
 
 def spacing_mm(config: ml_collections.ConfigDict) -> tuple[float, float, float]:
@@ -70,9 +87,21 @@ def validate(config: ml_collections.ConfigDict) -> None:
             )
     for name in POSITIVE:
         value = _get(config, name)
-        values = value if isinstance(value, (tuple, list)) else (value,)
-        if not all(v > 0 for v in values):
+        if not all(v > 0 for v in _numbers(name, value)):
             raise InputError(f"config.{name} is {value!r}; it must be above 0")
+    for name in NOT_NEGATIVE:
+        value = _get(config, name)
+        if not all(v >= 0 for v in _numbers(name, value)):
+            raise InputError(f"config.{name} is {value!r}; it must be 0 or above")
+    for name in WHOLE:
+        value = _get(config, name)
+        if not isinstance(value, (tuple, list)) or any(v != int(v) for v in value):
+            raise InputError(f"config.{name} is {value!r}; a tuple of whole numbers is needed")
+    spacing = _numbers("data.spacing_mm", config.data.spacing_mm)
+    if len(spacing) not in (1, 3):
+        raise InputError(
+            f"config.data.spacing_mm is {config.data.spacing_mm!r}; one number or (x, y, z) is needed"
+        )
     if not 0 <= config.data.validation < 1:
         raise InputError(
             f"config.data.validation is {config.data.validation!r}; a share from 0 to below 1 is needed"
@@ -80,7 +109,12 @@ def validate(config: ml_collections.ConfigDict) -> None:
     if len(config.data.shape) != 3:
         raise InputError(f"config.data.shape is {config.data.shape!r}; three sizes X, Y, Z are needed")
     levels_up = len(config.model.encoder) + 1 - {1: 0, 2: 1, 4: 2}[config.model.field_stride]
-    if levels_up < 1 or len(config.model.decoder) != levels_up:
+    if levels_up < 1:
+        raise InputError(
+            f"config.model.encoder has {len(config.model.encoder)} features; field_stride"
+            f" {config.model.field_stride} needs {len(config.model.encoder) + 1 - levels_up} at least"
+        )
+    if len(config.model.decoder) != levels_up:
         raise InputError(
             f"config.model.decoder has {len(config.model.decoder)} features; an encoder of"
             f" {len(config.model.encoder)} and field_stride {config.model.field_stride} need {levels_up}"
@@ -90,7 +124,8 @@ def validate(config: ml_collections.ConfigDict) -> None:
             f"config.train.pairs_per_batch is {config.train.pairs_per_batch}; with both_orders it must"
             " be even (each pair stands in the batch in both orders)"
         )
-    if config.data.window[0] >= config.data.window[1]:
+    window = _numbers("data.window", config.data.window)
+    if len(window) != 2 or not window[0] < window[1]:
         raise InputError(f"config.data.window is {config.data.window}; (low, high) with low < high is needed")
 
 
@@ -165,6 +200,20 @@ def from_json(text: str) -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(frozen(json.loads(text)))
 
 
+def read(file: Path) -> ml_collections.ConfigDict:
+    """The config in a training's folder; InputError where it is missing or cannot be read."""
+    try:
+        return from_json(file.read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError(
+            f"{file.parent}: no {file.name} there; a folder that experiments.train wrote is needed"
+        ) from None
+    except (ValueError, TypeError, AttributeError, OSError) as error:
+        raise InputError(
+            f"{file}: not a readable configuration ({error}); restore it, or give another folder"
+        ) from None
+
+
 def differences(one: ml_collections.ConfigDict, other: ml_collections.ConfigDict) -> list[str]:
     """Names of the values in which two configs differ, e.g. ["train.learning_rate"]."""
     flat = [dict(_flatten(json.loads(to_json(c)))) for c in (one, other)]
@@ -180,5 +229,15 @@ def _flatten(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
 
 def _get(config: ml_collections.ConfigDict, name: str) -> Any:
     for part in name.split("."):
+        if not isinstance(config, ml_collections.ConfigDict) or part not in config:
+            raise InputError(f"config.{name} is missing; experiments/lung.py lists all values")
         config = config[part]
     return config
+
+
+def _numbers(name: str, value: Any) -> tuple[Any, ...]:
+    """One number or several as a tuple; InputError where there is anything else."""
+    values = tuple(value) if isinstance(value, (tuple, list)) else (value,)
+    if not all(isinstance(v, (int, float)) for v in values):
+        raise InputError(f"config.{name} is {value!r}; a number is needed, or a tuple of them")
+    return values

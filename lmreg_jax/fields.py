@@ -52,7 +52,8 @@ def sample(values: Array, positions: Array) -> Array:
     total = jnp.zeros((), values.dtype)
     for corner in itertools.product((0, 1), repeat=3):
         row = sum(indices[c][..., a] * strides[a] for a, c in enumerate(corner))
-        weight = weights[corner[0]][..., 0] * weights[corner[1]][..., 1] * weights[corner[2]][..., 2]
+        x, y, z = (weights[c][..., a] for a, c in enumerate(corner))
+        weight = x * y * z
         fetched = rows.at[row].get(mode="promise_in_bounds")
         total = total + (weight[..., None] if channels else weight) * fetched
     return total

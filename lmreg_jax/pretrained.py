@@ -25,7 +25,7 @@ REMEDY = "the network must be the paper's (config.model of experiments/lung.py:p
 
 
 def import_keras(path: str | Path, model: UNet) -> Any:
-    """Parameters for `model.apply`, `{"params": {layer: {kernel, bias}}}`, float32, from a Keras file.
+    """Parameters for `model.apply`, `{"params": {layer: {kernel, bias}}}`, of a Keras file; float32.
 
     The mean head is divided by `model.head_scale`, so that the network's output is the file's.
     Raises InputError, naming the file, where it is missing, no HDF5 or no such network, where its
@@ -46,7 +46,7 @@ def import_keras(path: str | Path, model: UNet) -> Any:
 
 
 def expected_shapes(model: UNet) -> dict[str, dict[str, tuple[int, ...]]]:
-    """Shapes of the model's arrays, `{layer: {"kernel": ..., "bias": ...}}`; nothing is computed."""
+    """Shapes of the model's arrays, `{layer: {"kernel": ..., "bias": ...}}`; no computing."""
     # The kernels do not depend on the grid: the smallest that the network takes.
     image = jnp.zeros((1, *(model.multiple,) * 3))
     params = jax.eval_shape(model.init, jax.random.key(0), image, image)["params"]
@@ -88,7 +88,9 @@ def _arrays(group: Any, dataset: Any) -> Layer:
     return arrays
 
 
-def in_network_order(path: Path, layers: dict[str, Layer], expected: dict[str, Any]) -> dict[str, Layer]:
+def in_network_order(
+    path: Path, layers: dict[str, Layer], expected: dict[str, Any]
+) -> dict[str, Layer]:
     """The file's layers under the model's names: convolutions by their number, heads by theirs."""
     heads = {"mean": "flow", "log_variance": "log_sigma"}
     found = {ours: _only(path, layers, theirs) for ours, theirs in heads.items()}
@@ -96,7 +98,8 @@ def in_network_order(path: Path, layers: dict[str, Layer], expected: dict[str, A
     stages = sorted((n for n in expected if n not in heads), key=_stage_order)
     if len(numbered) != len(stages):
         raise InputError(
-            f"{path}: {len(numbered)} layers conv3d_*, the config's network has {len(stages)}: {REMEDY}"
+            f"{path}: {len(numbered)} layers conv3d_*,"
+            f" the config's network has {len(stages)}: {REMEDY}"
         )
     for name, number in zip(stages, sorted(numbered), strict=True):
         found[name] = layers[numbered[number]]
@@ -104,7 +107,7 @@ def in_network_order(path: Path, layers: dict[str, Layer], expected: dict[str, A
 
 
 def _stage_order(name: str) -> tuple[int, int]:
-    """Sorts encoder_0 .. encoder_n, decoder_0 .., final_0 ..: the order in which images pass them."""
+    """Sorts encoder_0 .. encoder_n, decoder_0 .., final_0 ..: as the images pass them."""
     stage, number = name.rsplit("_", 1)
     return ("encoder", "decoder", "final").index(stage), int(number)
 

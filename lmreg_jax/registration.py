@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -78,8 +77,10 @@ def checked(name: str, image: Any, other: Any) -> Array:
         )
     if not isinstance(image, jax.core.Tracer):
         values = np.asarray(image)
-        if not np.issubdtype(values.dtype, np.number) or np.iscomplexobj(values):
+        if not jnp.issubdtype(values.dtype, jnp.number) or np.iscomplexobj(values):
             raise InputError(f"{name} has dtype {values.dtype}: real numbers are needed")
+        if not values.size:
+            raise InputError(f"{name} has shape {values.shape}: no voxel at all")
         low, high = float(values.min()), float(values.max())
         if not (np.isfinite(low) and np.isfinite(high)):
             raise InputError(f"{name} has values that are NaN or infinite: replace them first")
@@ -104,14 +105,7 @@ def load(workdir: str | Path) -> Registrar:
     Raises InputError where the folder holds no training or no checkpoint.
     """
     workdir = Path(workdir)
-    try:
-        config = configuration.from_json((workdir / configuration.FILE).read_text())
-    except FileNotFoundError:
-        raise InputError(
-            f"{workdir}: no {configuration.FILE} there; a folder that experiments.train wrote is needed"
-        ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{workdir / configuration.FILE}: not readable as JSON ({error})") from None
+    config = configuration.read(workdir / configuration.FILE)
     like = jax.eval_shape(lambda: configuration.initial_params(config))
     source, params = checkpoint.load_params(workdir, like)
     return registrar(config, jax.tree.map(jnp.asarray, params), source)

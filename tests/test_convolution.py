@@ -1,4 +1,4 @@
-"""The fast convolution equals XLA's plain one and a sum over taps in NumPy, values and gradients."""
+"""The fast convolution is XLA's plain one and a sum over taps in NumPy, in value and gradient."""
 
 from __future__ import annotations
 

@@ -138,8 +138,8 @@ def test_a_linear_velocity_integrates_to_the_matrix_power(steps: int) -> None:
 
 
 def test_a_rotation_integrates_to_the_matrix_power_inside() -> None:
-    """The clamp at the border works inwards by a cell a step and by the motion, 7 + 0.3 * 12 voxels:
-    the middle, 11 voxels from the border, does not feel it."""
+    """The clamp at the border works inwards by a cell a step and by the motion, 7 + 0.3 * 12
+    voxels: the middle, 11 voxels from the border, does not feel it."""
     shape, steps = (25, 25, 25), 7
     matrix = 0.3 * np.array([[0.0, -1, 0], [1, 0, 0], [0, 0, 0]])
     power = np.linalg.matrix_power(np.eye(3) + matrix / 2**steps, 2**steps)
@@ -169,9 +169,9 @@ def test_integrate_is_scipys_and_its_error_halves_with_each_step() -> None:
 
 
 def test_integrals_of_opposite_velocities_are_inverse() -> None:
-    """Interpolation: a lookup a fraction f into a cell errs by f (1 - f) / 2 |v''| an axis; over the
-    path of 1 voxel that is below |v''| / 2 an axis and direction, here (1/16) / 2 * 3 * 2 = 0.2, and
-    a third of it is met. Steps: |A^2| / 2^7 of a voxel, 1e-3. A bump, so that no border matters."""
+    """Interpolation: a lookup a fraction f into a cell errs by f (1 - f) / 2 |v''| an axis; over
+    the path of 1 voxel that is below |v''| / 2 an axis and direction, (1/16) / 2 * 3 * 2 = 0.2
+    here, and a third of it is met. Steps: |A^2| / 2^7 of a voxel, 1e-3. A bump: no border matters."""
     shape = (21, 21, 21)
     bump = np.exp(-((numerics.grid(shape) - 10) ** 2).sum(-1) / (2 * 4**2))
     # Cut off, smoothly, where the edge would be felt (exp(-10^2 / 32) = 0.04 voxels).
@@ -183,7 +183,8 @@ def test_integrals_of_opposite_velocities_are_inverse() -> None:
 
 def test_opposite_linear_velocities_leave_the_known_remainder() -> None:
     """(I + B)^n (I - B)^n = (I - B^2)^n with B = A / n, in the middle (see the rotation above)."""
-    shape, matrix, steps = (25, 25, 25), 0.2 * np.array([[0.0, -1, 0], [1, 0, 0.5], [0, -0.5, 0]]), 5
+    shape, steps = (25, 25, 25), 5
+    matrix = 0.2 * np.array([[0.0, -1, 0], [1, 0, 0.5], [0, -0.5, 0]])
     there, back = (
         integrate(jnp.asarray(linear(sign * matrix, shape)), steps=steps) for sign in (1, -1)
     )
@@ -195,7 +196,7 @@ def test_opposite_linear_velocities_leave_the_known_remainder() -> None:
 
 
 def test_invert_finds_the_inverse_of_a_displacement() -> None:
-    """|grad u| is below 0.5 here: 60 halvings take 1 voxel below 1e-16; the fixed point is exact."""
+    """|grad u| is below 0.5 here: 60 halvings take a voxel below 1e-16: the fixed point."""
     displacement = numerics.smooth_field((12, 12, 12), 6, 0.8, waves=1)
     inverse = invert(jnp.asarray(displacement), iterations=60)
     residual = compose(jnp.asarray(displacement), inverse)

@@ -179,7 +179,7 @@ def test_gradient_of_integrate() -> None:
 
 
 def network(objective: eq7.Objective) -> Callable[..., Any]:
-    """((loss, all that leads to it), (d / d parameters, d / d moving)), the mean in place of a draw."""
+    """((loss, all before it), (its gradients by parameters and moving)); the mean, not a draw."""
 
     def loss(params: Any, moving: jax.Array, fixed: jax.Array) -> tuple[jax.Array, Arrays]:
         both = MODEL.apply(params, moving[None], fixed[None])

@@ -35,7 +35,7 @@ def points(seed: int) -> np.ndarray:
 
 
 def whole(mean: jax.Array, log_variance: jax.Array, reading: str, image: str) -> jax.Array:
-    """Eq. 7 as a function of the posterior, its velocity the mean: by all steps down to the loss."""
+    """Eq. 7 as a function of the posterior, the mean its velocity: all steps down to the loss."""
     objective = eq7.Objective(reading, image=image, landmark_unit="mm", spacing_mm=(2, 1, 3))
     u = eq7.displacement_of(mean, SHAPE, stride=2, steps=2)
     by_name = eq7.terms(

@@ -48,7 +48,7 @@ def test_terms_by_hand(reading: str, unit: str) -> None:
     residual = residual * (SPACING if unit == "mm" else 1)
     distance = (residual**2).sum(-1)[mask].mean()
     found = terms(objective, *pair())
-    # Half a square over sigma^2 for each of 8 image voxels a field voxel; or without the half and 8.
+    # Half a square over sigma^2 for each of 8 image voxels a field voxel; theirs without both.
     factor = {"exact": 8 / 2, "voxelmorph": 1}[reading]
     assert float(found["image"]) == pytest.approx(factor * error / 0.05**2, rel=EXACT)
     assert float(found["landmark"]) == pytest.approx(distance / (2 * 3**2), rel=EXACT)

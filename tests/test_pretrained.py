@@ -126,7 +126,7 @@ def test_a_file_of_another_network_is_refused(
 
 def test_a_network_with_normalisation_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "weights.h5", random_layers())
-    with pytest.raises(InputError, match="model.normalisation is 'instance'"):
+    with pytest.raises(InputError, match=r"model\.normalisation is 'instance'"):
         import_keras(path, SMALL.clone(normalisation="instance"))
 
 

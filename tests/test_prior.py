@@ -76,7 +76,7 @@ def test_voxelmorph_reading_is_its_formula() -> None:
 
 
 def test_the_readings_differ_by_six_in_their_smoothness_up_to_the_border() -> None:
-    """On n voxels an axis there are n - 1 differences: the ratio is 6 (n - 1) / n for equal axes."""
+    """Of n voxels an axis has n - 1 differences: the ratio is 6 (n - 1) / n for equal axes."""
     n = 6
     mean, log_variance = posterior(6, (n, n, n))
     exact, voxelmorph = (

@@ -60,7 +60,7 @@ def test_local_correlation_in_float32_keeps_its_digits_on_offset_data(
     images: tuple[np.ndarray, np.ndarray],
 ) -> None:
     """An offset of 100 standard deviations costs float32 1e-7 * 100^2 / 81 where the mean stays
-    in: off by a few per cent. Removed first, what is lost is the offset's own rounding, 1e-5 / 0.1."""
+    in: off by a few per cent. Removed first, the offset's own rounding is lost, 1e-5 / 0.1."""
     exact = correlation_by_windows(*images)
     found = local_correlation(*(jnp.float32(image + 20) for image in images))
     np.testing.assert_allclose(found, exact, atol=1e-3)

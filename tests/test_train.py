@@ -1,0 +1,332 @@
+"""`experiments.train.train` on tiny cohorts: what it writes, how it resumes, what it refuses."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+import experiments.train as program
+from experiments import command, lung
+from lmreg_jax import batches, checkpoint, configuration, registration
+from lmreg_jax.errors import InputError
+from lmreg_jax.volumes import write_volume
+from tests import tiny_cohort
+
+STEPS = 4
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once() -> Iterator[None]:
+    """Trainings with the same step share its compilation (20 s each otherwise)."""
+    made: dict[str, Any] = {}
+
+    def once(name: str, make: Callable[..., Any], key: Callable[..., str]) -> Callable[..., Any]:
+        def cached(*given: Any, **constants: Any) -> Any:
+            label = name + key(*given, **constants)
+            if label not in made:
+                made[label] = make(*given, **constants)
+            return made[label]
+
+        return cached
+
+    def step_key(devices: Any, **c: Any) -> str:
+        return f"{c['apply'].__self__}{c['objective']}{id(c['optimiser'])}{c['augment']}"
+
+    def config_key(config: ConfigDict) -> str:
+        return f"{config.model.to_dict()}{config.seed}"
+
+    def rate_key(config: ConfigDict) -> str:
+        return f"{config.train.learning_rate}{config.train.schedule}{config.train.clip_norm}"
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            program, "parallel_train_step", once("s", program.parallel_train_step, step_key)
+        )
+        for name, key in (("initial_params", config_key), ("optimiser", rate_key)):
+            patch.setattr(configuration, name, once(name, getattr(configuration, name), key))
+        yield
+
+
+def settings(root: Path, folder: Path) -> ConfigDict:
+    """Lungs on 12 x 8 x 12 voxels and the least of networks; a constant learning rate."""
+    config = lung.get_config()
+    config.data.root, config.data.cache = str(root), str(folder / "cache")
+    config.data.shape, config.data.spacing_mm = (12, 8, 12), 26.0
+    config.data.alignment = "moments"
+    config.model.encoder, config.model.decoder, config.model.final = (4,), (4,), ()
+    config.model.normalisation = "none"
+    config.objective.integration_steps = 2
+    config.train.steps = STEPS
+    config.train.schedule, config.train.warmup_steps = "constant", 0
+    config.train.checkpoint_every = config.train.validate_every = 2
+    config.train.log_every = 1
+    config.train.max_skipped = 2
+    return config
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("training")
+
+
+@pytest.fixture(scope="module")
+def cohort_root(folder: Path) -> Path:
+    splits = ("train",) * 3 + ("validation",) * 2 + ("test",) * 2
+    return tiny_cohort.write_cohort(folder / "cohort", splits)
+
+
+@pytest.fixture
+def config(cohort_root: Path, folder: Path) -> ConfigDict:
+    return settings(cohort_root, folder)
+
+
+@pytest.fixture(scope="module")
+def finished(cohort_root: Path, folder: Path) -> Path:
+    """A training that nothing interrupted, evaluated. Read only."""
+    workdir = folder / "finished"
+    program.train(settings(cohort_root, folder), workdir)
+    return workdir
+
+
+def saved_state(workdir: Path, name: str = checkpoint.LATEST) -> tuple[int, list[np.ndarray]]:
+    """Step and all arrays of the newest checkpoint: parameters, the optimiser's, the count."""
+    with checkpoint.store(workdir, name, 2) as store:
+        assert store.latest is not None
+        return store.latest.step, [np.asarray(a) for a in jax.tree.leaves(store.load(store.latest.step))]
+
+
+def rows(workdir: Path) -> list[dict[str, str]]:
+    with (workdir / "scalars.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def interrupt_before(step: int, patch: pytest.MonkeyPatch) -> None:
+    """As Ctrl-C would, when that step is about to start."""
+    original = batches.prefetch
+
+    def prefetch(make: Any, steps: range, ahead: int = 2) -> Iterator[Any]:
+        for number, made in original(make, steps, ahead):
+            if number == step:
+                raise KeyboardInterrupt
+            yield number, made
+
+    patch.setattr(batches, "prefetch", prefetch)
+
+
+def test_a_training_leaves_all_its_files(finished: Path, config: ConfigDict) -> None:
+    stored = configuration.from_json((finished / "config.json").read_text())
+    assert configuration.differences(stored, config) == []
+    assert saved_state(finished)[0] == STEPS
+    assert saved_state(finished, checkpoint.BEST)[0] in (2, STEPS)
+    assert sorted(p.name for p in (finished / "checkpoints").iterdir()) == ["2", "4"]
+    for name in ("csv", "json", "md"):
+        assert (finished / f"evaluation.{name}").stat().st_size > 0
+    names = {p.name for p in (finished / "figures").glob("*.png")}
+    assert {"loss_curves.png", "tre.png", "worst_pair_overview.png"} <= names
+    assert not list(finished.rglob("*.tmp"))
+
+
+def test_scalars_hold_every_term_and_the_validation(finished: Path) -> None:
+    found = rows(finished)
+    losses = [row for row in found if row["loss"]]
+    assert [int(row["step"]) for row in losses] == [1, 2, 3, 4]
+    for row in losses:
+        kl, image, landmark = (float(row[name]) for name in ("kl", "image", "landmark"))
+        assert float(row["loss"]) == pytest.approx(kl + image + landmark, rel=1e-5)
+        assert landmark > 0 and float(row["skipped"]) == 0
+    validated = [row for row in found if row["val_tre_mm"]]
+    assert [int(row["step"]) for row in validated] == [2, 4]
+    assert all(0 < float(row["val_dice"]) <= 1 for row in validated)
+
+
+def test_the_best_checkpoint_is_the_one_of_the_lowest_validation_error(finished: Path) -> None:
+    errors = {int(r["step"]): float(r["val_tre_mm"]) for r in rows(finished) if r["val_tre_mm"]}
+    step, _ = saved_state(finished, checkpoint.BEST)
+    assert step == min(errors, key=errors.__getitem__)
+    with checkpoint.store(finished, checkpoint.BEST, 1) as store:
+        assert checkpoint.best_metrics(store)["tre_mm"] == pytest.approx(errors[step], rel=1e-5)
+    assert registration.load(finished).source == f"best/{step}"
+
+
+@pytest.mark.parametrize("step", [0, 1, 2, 3])
+def test_a_resumed_training_is_the_uninterrupted_one_bit_for_bit(
+    step: int, finished: Path, config: ConfigDict, tmp_path: Path
+) -> None:
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupt_before(step, patch)
+        program.train(config, tmp_path / "run", evaluate=False)
+    program.train(config, tmp_path / "run", evaluate=False)
+    for name in (checkpoint.LATEST, checkpoint.BEST):
+        (found_step, found), (wanted_step, wanted) = (
+            saved_state(workdir, name) for workdir in (tmp_path / "run", finished)
+        )
+        assert found_step == wanted_step
+        for one, other in zip(found, wanted, strict=True):
+            np.testing.assert_array_equal(one, other)
+    assert rows(tmp_path / "run") == rows(finished)
+
+
+def test_cut_off_between_checkpoint_and_validation_loses_no_validation(
+    finished: Path, config: ConfigDict, tmp_path: Path
+) -> None:
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+
+        def cut_off(*_: Any) -> None:
+            raise KeyboardInterrupt
+
+        patch.setattr(program.evaluation, "validation_scores", cut_off)
+        program.train(config, tmp_path / "run", evaluate=False)
+    program.train(config, tmp_path / "run", evaluate=False)
+    assert rows(tmp_path / "run") == rows(finished)
+
+
+def test_a_finished_training_runs_no_further_step(
+    finished: Path, config: ConfigDict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = rows(finished)
+    monkeypatch.setattr(
+        batches.Assembler, "__call__", lambda *_: pytest.fail("a batch was assembled")
+    )
+    program.train(config, finished, evaluate=False)
+    assert rows(finished) == before
+
+
+def test_the_first_steps_may_be_coarse(
+    config: ConfigDict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config.train.coarse_steps, config.train.coarse_factor = 1, 2
+    config.train.steps = 2
+    seen = []
+    assemble = batches.Assembler.__call__
+
+    def noted(self: Any, pairs: Any, factor: int = 1) -> Any:
+        batch = assemble(self, pairs, factor)
+        seen.append(batch.fixed.shape)
+        return batch
+
+    monkeypatch.setattr(batches.Assembler, "__call__", noted)
+    program.train(config, tmp_path / "run", evaluate=False)
+    assert seen == [(4, 6, 4, 6), (4, 12, 8, 12)]
+    assert saved_state(tmp_path / "run")[0] == 2
+
+
+def test_a_loss_that_stays_nan_stops_and_keeps_the_last_good_state(
+    finished: Path, config: ConfigDict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = batches.prefetch
+
+    def spoilt(make: Any, steps: range, ahead: int = 2) -> Iterator[Any]:
+        for step, (pairs, batch) in original(make, steps, ahead):
+            bad = batch._replace(moving=np.full_like(batch.moving, np.nan)) if step >= 2 else batch
+            yield step, (pairs, bad)
+
+    monkeypatch.setattr(batches, "prefetch", spoilt)
+    with pytest.raises(command.NotFinite, match=r"step 3: .*image.*learning_rate") as error:
+        program.train(config, tmp_path / "run", evaluate=False)
+    assert str(tmp_path / "run") in str(error.value)
+    step, arrays = saved_state(tmp_path / "run")
+    assert step == 2 and all(np.isfinite(a).all() for a in arrays)
+    skipped = [json.loads(t) for t in (tmp_path / "run/skipped_steps.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in skipped] == [2, 3]
+    assert len(skipped[0]["pairs"]) == config.train.pairs_per_batch
+    # Mended, the run goes on from there, to where it would have come anyway.
+    monkeypatch.undo()
+    program.train(config, tmp_path / "run", evaluate=False)
+    for one, other in zip(saved_state(tmp_path / "run")[1], saved_state(finished)[1], strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_folder_of_another_config_is_refused_by_the_names_that_differ(
+    finished: Path, config: ConfigDict
+) -> None:
+    config.train.learning_rate = 0.5
+    config.objective.landmark_weight = 7.0
+    with pytest.raises(InputError, match=r"objective\.landmark_weight, train\.learning_rate differ"):
+        program.train(config, finished)
+
+
+def test_a_refused_start_does_not_claim_its_folder(config: ConfigDict, tmp_path: Path) -> None:
+    """A mistyped root, then the right one, with the same workdir."""
+    root, config.data.root = config.data.root, str(tmp_path / "typo")
+    with pytest.raises(InputError, match="typo"):
+        program.train(config, tmp_path / "run")
+    config.data.root = root
+    command.open_workdir(tmp_path / "run", config)
+    assert configuration.read(tmp_path / "run/config.json").data.root == root
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(
+    finished: Path, config: ConfigDict, tmp_path: Path
+) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/checkpoints").symlink_to(finished / "checkpoints")
+    config.model.final = (4,)
+    with pytest.raises(InputError, match="another architecture"):
+        program.train(config, tmp_path / "run")
+
+
+@pytest.mark.parametrize("content", [b"{", b"[1, 2]", b"\xff\xfe", b""])
+def test_an_unreadable_config_is_named(content: bytes, config: ConfigDict, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(InputError, match=r"config\.json: not a readable configuration"):
+        program.train(config, tmp_path)
+    with pytest.raises(InputError, match=r"config\.json: not a readable configuration"):
+        registration.load(tmp_path)
+
+
+def test_a_workdir_below_a_file_is_refused(config: ConfigDict, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot be written"):
+        program.train(config, tmp_path / "file/run")
+
+
+@pytest.mark.parametrize(
+    ("splits", "message"),
+    [(("train",), "two"), (("train", "train", "test"), "one test case")],
+)
+def test_too_few_cases_are_told_before_training(
+    splits: tuple[str, ...], message: str, tmp_path: Path
+) -> None:
+    root = tiny_cohort.write_cohort(tmp_path / "cohort", splits)
+    with pytest.raises(InputError, match=message):
+        program.train(settings(root, tmp_path), tmp_path / "run")
+    assert not (tmp_path / "run/checkpoints").exists()
+
+
+def test_devices_that_do_not_divide_the_batch_are_named(config: ConfigDict, tmp_path: Path) -> None:
+    config.train.pairs_per_batch = 6
+    with pytest.raises(InputError, match=r"pairs_per_batch is 6.*multiple of the 4 devices"):
+        program.train(config, tmp_path / "run")
+
+
+def test_bare_scans_train_without_landmarks(tmp_path: Path) -> None:
+    """No table, no masks, no landmarks: VoxelMorph. There is nothing held out to evaluate on."""
+    for i in range(2):
+        write_volume(tmp_path / f"scans/s{i}.nii.gz", tiny_cohort.subject(np.eye(4))[0])
+    config = settings(tmp_path / "scans", tmp_path)
+    config.data.alignment = "identity"
+    config.data.lungs = "none"
+    config.train.steps = 1
+    assert program.train(config, tmp_path / "run") == {}
+    assert [float(row["landmark"]) for row in rows(tmp_path / "run")] == [0]
+    assert registration.load(tmp_path / "run").source == "checkpoints/1"
+
+
+def test_weights_of_an_earlier_training_are_the_start(
+    finished: Path, config: ConfigDict, tmp_path: Path
+) -> None:
+    config.init.weights = str(finished)
+    params = program.initial_params(config)
+    wanted = registration.load(finished).params
+    jax.tree.map(np.testing.assert_array_equal, params, wanted)
+    config.init.weights = str(tmp_path)
+    with pytest.raises(InputError, match="no checkpoint"):
+        program.initial_params(config)
