@@ -65,6 +65,7 @@ def train(config: ConfigDict, workdir: Path, *, evaluate: bool = True) -> dict[s
     optimiser = configuration.optimiser(config)
     params = initial_params(config)
     state = initial_state(params, optimiser)
+    register = registration.registrar(config, params)  # Once: each one compiles anew.
     step_in_parallel = parallel_train_step(
         devices,
         apply=network.apply,
@@ -115,7 +116,7 @@ def train(config: ConfigDict, workdir: Path, *, evaluate: bool = True) -> dict[s
                 raise command.NotFinite(scalars.non_finite(terms), step, workdir)
             last = done == config.train.steps
             if validation and (last or done % config.train.validate_every == 0):
-                model = registration.registrar(config, unreplicate(state).params)
+                model = register._replace(params=unreplicate(state).params)
                 scores = evaluation.validation_scores(model, cohort, validation)
                 rows.add(done, {f"val_{name}": value for name, value in scores.items()})
                 # Without landmarks there is no TRE: the lungs' overlap chooses then.

@@ -25,7 +25,7 @@ STEPS = 4
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled_once() -> Iterator[None]:
-    """Trainings with the same step share its compilation (20 s each otherwise)."""
+    """Trainings of one config share what they compile (20 s each otherwise)."""
     made: dict[str, Any] = {}
 
     def once(name: str, make: Callable[..., Any], key: Callable[..., str]) -> Callable[..., Any]:
@@ -46,9 +46,16 @@ def compiled_once() -> Iterator[None]:
     def rate_key(config: ConfigDict) -> str:
         return f"{config.train.learning_rate}{config.train.schedule}{config.train.clip_norm}"
 
+    registrar = registration.registrar
+    model = once("r", lambda config: registrar(config, None), config_key)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             program, "parallel_train_step", once("s", program.parallel_train_step, step_key)
+        )
+        patch.setattr(
+            registration,
+            "registrar",
+            lambda config, params, source="": model(config)._replace(params=params, source=source),
         )
         for name, key in (("initial_params", config_key), ("optimiser", rate_key)):
             patch.setattr(configuration, name, once(name, getattr(configuration, name), key))
@@ -156,7 +163,7 @@ def test_the_best_checkpoint_is_the_one_of_the_lowest_validation_error(finished:
     assert registration.load(finished).source == f"best/{step}"
 
 
-@pytest.mark.parametrize("step", [0, 1, 2, 3])
+@pytest.mark.parametrize("step", [1, 2, 3])
 def test_a_resumed_training_is_the_uninterrupted_one_bit_for_bit(
     step: int, finished: Path, config: ConfigDict, tmp_path: Path
 ) -> None:

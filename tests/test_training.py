@@ -1,4 +1,4 @@
-"""The train step on a tiny problem: 4 virtual devices against one, draws, steps that must not count."""
+"""The train step on a tiny problem: 4 virtual devices against one, draws, steps that are skipped."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def parallel() -> Any:
 
 @pytest.fixture(scope="module")
 def state() -> TrainState:
-    """He-normal kernels, from NumPy (compiling jax's random numbers takes longer than the tests)."""
+    """He-normal kernels, from NumPy (to compile jax's random numbers takes longer than a test)."""
     image = jax.ShapeDtypeStruct((1, 4, 4, 4), jnp.float32)
     shapes = jax.eval_shape(MODEL.init, jax.random.key(0), image, image)
     random = np.random.default_rng(0)

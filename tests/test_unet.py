@@ -67,7 +67,8 @@ def test_forward_pass_is_that_written_out_in_numpy() -> None:
 def test_other_sizes_are_padded_by_the_edge_and_cropped_back() -> None:
     params, pair = random_params(SMALL), images((7, 5, 10))
     padded = (np.pad(a, [(0, 0), (0, 1), (0, 3), (0, 2)], mode="edge") for a in pair)
-    for ours, expected in zip(jax.jit(SMALL.apply)(params, *pair), forward(params, *padded), strict=True):
+    found = jax.jit(SMALL.apply)(params, *pair)
+    for ours, expected in zip(found, forward(params, *padded), strict=True):
         assert ours.shape == (1, 4, 3, 5, 3)
         np.testing.assert_allclose(ours, expected[:, :4, :3, :5], atol=1e-11)
 
