@@ -136,11 +136,12 @@ def shard(batch: Batch, count: int) -> Batch:
 def replicate(state: TrainState, devices: list[jax.Device] | None = None) -> TrainState:
     """The state once on each device, along a new first axis, laid out as the step gives it back.
 
-    (Through a pmap of its own: an array of another layout would compile the step a second time.)
+    (Through a pmap over an axis of the same name: an array of another layout, the name being part
+    of it, would compile the step a second time.)
     """
     devices = jax.local_devices() if devices is None else devices
     copies = jax.tree.map(lambda a: jnp.broadcast_to(a, (len(devices), *jnp.shape(a))), state)
-    return jax.pmap(lambda state: state, devices=devices)(copies)
+    return jax.pmap(lambda state: state, axis_name=DEVICES, devices=devices)(copies)
 
 
 def unreplicate(state: TrainState) -> TrainState:

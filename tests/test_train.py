@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 import experiments.train as program
 from experiments import command, lung
-from lmreg_jax import batches, checkpoint, configuration, registration
+from lmreg_jax import batches, checkpoint, configuration, registration, training
 from lmreg_jax.errors import InputError
 from lmreg_jax.volumes import write_volume
 from tests import tiny_cohort
@@ -204,6 +204,15 @@ def test_a_finished_training_runs_no_further_step(
     )
     program.train(config, finished, evaluate=False)
     assert rows(finished) == before
+
+
+def test_the_replicated_state_has_the_layout_of_the_step() -> None:
+    """Another name of the devices' axis, and the second step would be compiled anew."""
+    state = training.TrainState(np.int32(0), {"a": np.zeros(3, np.float32)}, ())
+    replicated = training.replicate(state)
+    pass_on = jax.pmap(lambda s: s, axis_name=training.DEVICES)
+    for one, other in zip(*map(jax.tree.leaves, (replicated, pass_on(replicated))), strict=True):
+        assert one.sharding == other.sharding
 
 
 def test_the_first_steps_may_be_coarse(
