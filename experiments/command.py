@@ -49,7 +49,8 @@ def parse(arguments: Sequence[str]) -> list[str]:
     try:
         rest = flags.FLAGS(arguments, known_only=False)
         if "config" in flags.FLAGS:
-            _ = flags.FLAGS["config"].value.train  # A file that is not there is told on first use only.
+            value: Any = flags.FLAGS["config"].value
+            _ = value.train  # A file that is not there is told on first use only.
         return rest
     except InputError as error:
         message = str(error)

@@ -27,7 +27,7 @@ def pairs_of_step(
     """
     generator = np.random.default_rng([seed, step])
     draws = count // 2 if both_orders else count
-    # Without replacement where the cohort is large enough: no pair twice in a batch.
+    # Without replacement where the cohort is large enough (a pair and its reverse may both be drawn).
     chosen = generator.choice(len(pairs), size=draws, replace=draws > len(pairs))
     drawn = [pairs[int(i)] for i in chosen]
     if not both_orders:
