@@ -60,9 +60,10 @@ class Writer:
         table = csv.DictWriter(text, COLUMNS, lineterminator="\n", extrasaction="ignore")
         table.writeheader()
         table.writerows(rows)
-        temporary = self._path.with_suffix(".tmp")
-        temporary.write_text(text.getvalue())
-        os.replace(temporary, self._path)
+        _replace(self._path, text.getvalue())
+        if self._skipped.exists():
+            lines = self._skipped.read_text().splitlines(keepends=True)
+            _replace(self._skipped, "".join(line for line in lines if json.loads(line)["step"] < step))
 
     def add(self, step: int, values: Mapping[str, Any]) -> None:
         """One row; names that are not in COLUMNS go to TensorBoard only."""
@@ -81,6 +82,12 @@ class Writer:
         line = {"step": step, "pairs": list(pairs), **{k: str(float(v)) for k, v in values.items()}}
         with self._skipped.open("a") as file:
             file.write(json.dumps(line) + "\n")
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)
 
 
 def non_finite(values: Mapping[str, Any]) -> str:

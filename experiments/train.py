@@ -18,7 +18,16 @@ from tqdm import tqdm
 from experiments import command, scalars
 from experiments.data import load_cohort
 from experiments.evaluate import held_out_evaluation
-from lmreg_jax import batches, checkpoint, configuration, evaluation, figures, pretrained, registration
+from lmreg_jax import (
+    batches,
+    checkpoint,
+    configuration,
+    evaluation,
+    figures,
+    pretrained,
+    reference_lungs,
+    registration,
+)
 from lmreg_jax.cohort import held_out_pairs, split_names, training_pairs
 from lmreg_jax.errors import InputError, exits_cleanly
 from lmreg_jax.training import initial_state, parallel_train_step, replicate, unreplicate
@@ -61,19 +70,31 @@ def train(config: ConfigDict, workdir: Path, *, evaluate: bool = True) -> dict[s
         devices[0].device_kind,
     )
 
+    lungs = reference_lungs.of_cases(
+        [case for case in cohort.cases if case.split == "train"], cohort.spacing_mm
+    )
+    if lungs is not None:
+        reference_lungs.write(workdir, lungs)
+
     network = configuration.network(config)
     optimiser = configuration.optimiser(config)
     params = initial_params(config)
     state = initial_state(params, optimiser)
     register = registration.registrar(config, params)  # Once: each one compiles anew.
-    step_in_parallel = parallel_train_step(
-        devices,
-        apply=network.apply,
-        objective=configuration.objective(config),
-        optimiser=optimiser,
-        augment=configuration.augment(config),
-    )
+    step_on_grid = {  # By how much coarser the grid is; compiled on first use.
+        factor: parallel_train_step(
+            devices,
+            apply=network.apply,
+            objective=configuration.objective(config, factor),
+            optimiser=optimiser,
+            augment=configuration.augment(config, factor),
+        )
+        for factor in {1, config.train.coarse_factor}
+    }
     key = jax.random.key(config.seed)
+
+    def factor_of(step: int) -> int:
+        return config.train.coarse_factor if step < config.train.coarse_steps else 1
 
     def make(step: int) -> tuple[list[batches.Pair], Any]:
         chosen = batches.pairs_of_step(
@@ -83,8 +104,7 @@ def train(config: ConfigDict, workdir: Path, *, evaluate: bool = True) -> dict[s
             seed=config.seed,
             both_orders=config.train.both_orders,
         )
-        factor = config.train.coarse_factor if step < config.train.coarse_steps else 1
-        return chosen, assemble(chosen, factor)
+        return chosen, assemble(chosen, factor_of(step))
 
     with (
         checkpoint.store(workdir, checkpoint.LATEST, config.train.keep) as latest,
@@ -102,7 +122,7 @@ def train(config: ConfigDict, workdir: Path, *, evaluate: bool = True) -> dict[s
         skipped = 0
         bar = tqdm(total=config.train.steps, initial=first, desc="train", unit="step", mininterval=1)
         for step, (chosen, batch) in batches.prefetch(make, range(first, config.train.steps)):
-            state, terms = step_in_parallel(state, batch, key)
+            state, terms = step_on_grid[factor_of(step)](state, batch, key)
             done = step + 1
             bar.update()
             if done % config.train.log_every == 0 or done == config.train.steps:

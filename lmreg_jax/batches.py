@@ -5,12 +5,11 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache
 from typing import Any, TypeVar
 
 import numpy as np
 
-from lmreg_jax.cohort import Case
+from lmreg_jax.cohort import Case, images_of_pair
 from lmreg_jax.training import Batch
 
 T = TypeVar("T")
@@ -25,9 +24,10 @@ def pairs_of_step(
     both_orders: each drawn pair is followed by its reverse, so that what pulls every pair the
     same way (a global translation above all) cancels within the batch.
     """
+    if both_orders:  # Else a pair and its reverse could both be drawn.
+        pairs = list({frozenset(pair): pair for pair in pairs}.values())
     generator = np.random.default_rng([seed, step])
     draws = count // 2 if both_orders else count
-    # Without replacement where the cohort is large enough (a pair and its reverse may both be drawn).
     chosen = generator.choice(len(pairs), size=draws, replace=draws > len(pairs))
     drawn = [pairs[int(i)] for i in chosen]
     if not both_orders:
@@ -50,30 +50,26 @@ def coarsen_points(points: np.ndarray, factor: int) -> np.ndarray:
 
 
 class Assembler:
-    """Stacks cases into batches; a case's coarse image is computed once and kept."""
+    """Stacks the images and landmarks of pairs of cases into batches."""
 
-    def __init__(self, cases: Sequence[Case], keep: int = 256) -> None:
+    def __init__(self, cases: Sequence[Case]) -> None:
         self._cases = {case.name: case for case in cases}
-        self._image = lru_cache(maxsize=keep)(self._coarse_image)
-
-    def _coarse_image(self, name: str, factor: int) -> np.ndarray:
-        return coarsen(np.asarray(self._cases[name].image), factor)
 
     def __call__(self, pairs: Sequence[Pair], factor: int = 1) -> Batch:
         """The batch of `pairs`, at the cohort's grid or `factor` times coarser.
 
         A landmark counts where both cases have it. Missing positions are set to 0.
         """
+        cases = [(self._cases[fixed], self._cases[moving]) for fixed, moving in pairs]
+        images = [[coarsen(i, factor) for i in images_of_pair(*pair)] for pair in cases]
         # Any: numpy here, jax.Array in the step; pmap spreads host arrays over the devices itself.
-        images: list[Any] = []
-        points: list[Any] = []
-        for side in (0, 1):
-            cases = [self._cases[pair[side]] for pair in pairs]
-            images.append(np.stack([self._image(case.name, factor) for case in cases]))
-            points.append(np.stack([coarsen_points(case.landmarks, factor) for case in cases]))
+        fixed, moving = (np.stack(side) for side in zip(*images, strict=True))
+        points: list[Any] = [
+            np.stack([coarsen_points(pair[side].landmarks, factor) for pair in cases]) for side in (0, 1)
+        ]
         present: Any = np.isfinite(points[0]).all(-1) & np.isfinite(points[1]).all(-1)
         points = [np.nan_to_num(p).astype(np.float32) for p in points]
-        return Batch(images[0], images[1], points[0], points[1], present)
+        return Batch(fixed, moving, points[0], points[1], present)
 
 
 def prefetch(make: Callable[[int], T], steps: range, ahead: int = 2) -> Iterator[tuple[int, T]]:

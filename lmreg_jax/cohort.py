@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lmreg_jax import cohort_cache
-from lmreg_jax.cohort_case import Case
+from lmreg_jax.cohort_case import Case, images_of_pair
 from lmreg_jax.cohort_options import checked_options
 from lmreg_jax.cohort_prepare import prepare
 from lmreg_jax.cohort_table import SPLITS, read_cases, read_pairs
@@ -29,6 +29,7 @@ __all__ = [
     "Case",
     "Cohort",
     "held_out_pairs",
+    "images_of_pair",
     "read_cohort",
     "split_names",
     "training_pairs",

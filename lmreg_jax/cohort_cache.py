@@ -24,8 +24,8 @@ from lmreg_jax.cohort_table import Row
 
 log = logging.getLogger(__name__)
 
-VERSION = 1  # raise it whenever the preparation or the layout below changes
-IMAGES = ("image", "lungs", "lobes")
+VERSION = 2  # raise it whenever the preparation or the layout below changes
+IMAGES = ("image", "lungs", "lobes", "inside")
 TABLES = ("landmarks", "points", "landmarks_mm", "points_mm", "scan_from_grid")
 
 

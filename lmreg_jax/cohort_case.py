@@ -16,7 +16,7 @@ from lmreg_jax.cohort_lungs import Lungs
 from lmreg_jax.cohort_options import Options
 from lmreg_jax.cohort_table import Row
 from lmreg_jax.errors import InputError
-from lmreg_jax.volumes import Volume, apply_affine, read_volume, resample
+from lmreg_jax.volumes import Volume, apply_affine, inside, read_volume, resample
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +30,7 @@ class Case:
 
     image [X, Y, Z] float32 in [0, 1]; lungs, lobes uint8 labels or None; landmarks [K, 3] and
     points [P, 3] float32, voxels of the grid, NaN where missing; *_mm: RAS mm of the own scan.
+    inside [X, Y, Z] bool: where the scan has data (the image is 0 elsewhere), None: everywhere.
     scan_from_grid [4, 4]: voxel of the grid -> RAS mm of the own scan; alignment: how it was found.
     """
 
@@ -44,6 +45,19 @@ class Case:
     points_mm: Array = field(repr=False)
     scan_from_grid: Array = field(repr=False)
     alignment: str = "none"
+    inside: Array | None = field(default=None, repr=False)
+
+
+def images_of_pair(fixed: Case, moving: Case) -> tuple[Array, Array]:
+    """Both images [X, Y, Z], each completed by the other where its own scan has no data.
+
+    See `preprocess.fill_missing`. The network sees every pair, in training and after, in this way.
+    """
+    if fixed.inside is None and moving.inside is None:
+        return fixed.image, moving.image
+    everywhere = np.ones(fixed.image.shape, bool)
+    masks = (everywhere if case.inside is None else case.inside for case in (fixed, moving))
+    return preprocess.fill_missing(fixed.image, moving.image, *masks)
 
 
 class Reference(NamedTuple):
@@ -113,6 +127,7 @@ def read_case(
         )
     ]
     voxels = [apply_affine(np.linalg.inv(from_grid), mm).astype(np.float32) for mm in places]
+    covered = inside(image, shape, affine, pull=pull)
     return Case(
         name=row.name,
         split=row.split,
@@ -125,6 +140,7 @@ def read_case(
         points_mm=places[1],
         scan_from_grid=from_grid,
         alignment=method,
+        inside=None if covered.all() else covered,
     )
 
 
@@ -176,14 +192,14 @@ def _check_overlap(row: Row, mask: Volume, scan: Volume) -> None:
     step = max(1, round((mask.data.size / 3e4) ** (1 / 3)))
     sparse = mask.data[::step, ::step, ::step]
     mm = apply_affine(mask.affine, np.argwhere(sparse) * step)
-    inside = _inside(scan, mm, margin=0.5).mean() if len(mm) else 1.0
-    if inside == 0:
+    share = _inside(scan, mm, margin=0.5).mean() if len(mm) else 1.0
+    if share == 0:
         raise InputError(
             f"{row.lungs}: lies wholly outside {row.image}; its affine is of another scan, or one "
             "of the two was saved without its orientation"
         )
-    if inside < 0.5:
-        log.warning("%s: only %.0f %% of it lies inside %s", row.lungs, 100 * inside, row.image)
+    if share < 0.5:
+        log.warning("%s: only %.0f %% of it lies inside %s", row.lungs, 100 * share, row.image)
 
 
 def _inside(scan: Volume, mm: Array, margin: float) -> Array:
@@ -204,11 +220,11 @@ def _place(found: Points, names: tuple[str, ...], scan: Volume, path: Path | Non
     if not present:
         return mm
     all_mm = np.array(list(present.values()))
-    inside = _inside(scan, all_mm, margin=1.5)  # a voxel beyond the outer voxels' faces
-    if not inside.all():
-        outside = [name for name, ok in zip(present, inside, strict=True) if not ok]
+    within = _inside(scan, all_mm, margin=1.5)  # a voxel beyond the outer voxels' faces
+    if not within.all():
+        outside = [name for name, ok in zip(present, within, strict=True) if not ok]
         flipped = _inside(scan, all_mm * (-1, -1, 1), margin=1.5).mean()
-        mixed_up = flipped >= 0.8 and flipped > inside.mean()
+        mixed_up = flipped >= 0.8 and flipped > within.mean()
         hint = (
             "with the signs of x and y changed they lie inside: the file seems to be LPS (ITK, 3D "
             "Slicer); write RAS mm, (-x, -y, z)"

@@ -150,15 +150,19 @@ def initial_params(config: ml_collections.ConfigDict) -> Any:
     return net.init(jax.random.key(config.seed), image, image)
 
 
-def objective(config: ml_collections.ConfigDict) -> Objective:
-    """Eq. 7 with the constants of `config.objective`."""
-    values = config.objective.to_dict()
-    return Objective(**values, spacing_mm=spacing_mm(config))
+def objective(config: ml_collections.ConfigDict, coarser: int = 1) -> Objective:
+    """Eq. 7 with the constants of `config.objective`, on a grid that many times coarser."""
+    x, y, z = spacing_mm(config)
+    return Objective(**config.objective.to_dict(), spacing_mm=(x * coarser, y * coarser, z * coarser))
 
 
-def augment(config: ml_collections.ConfigDict) -> Callable[[Array, Batch], Batch] | None:
+def augment(
+    config: ml_collections.ConfigDict, coarser: int = 1
+) -> Callable[[Array, Batch], Batch] | None:
     """The random change of a pair that `config.augment` asks for; None where all of it is 0."""
-    options = Augmentation(**config.augment.to_dict(), spacing_mm=spacing_mm(config))
+    x, y, z = spacing_mm(config)
+    spacing = (x * coarser, y * coarser, z * coarser)
+    options = Augmentation(**config.augment.to_dict(), spacing_mm=spacing)
     return None if is_off(options) else partial(augment_pair, options=options)
 
 

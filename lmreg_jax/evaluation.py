@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from lmreg_jax import metrics
+from lmreg_jax.cohort_case import images_of_pair
 from lmreg_jax.errors import InputError
 from lmreg_jax.metrics import PairResult, Summary
 from lmreg_jax.volumes import replacing
@@ -162,11 +163,12 @@ def write_figures(
     written = [figures.tre_plot(folder / "tre.png", results)] if known else []
     for title, result in _shown(results).items():
         fixed, moving = cohort.case(result.fixed), cohort.case(result.moving)
-        answer = register(fixed.image, moving.image)
+        images = images_of_pair(fixed, moving)
+        answer = register(*images)
         written += figures.pair(
             folder / title.replace(" ", "_"),
-            fixed=fixed.image,
-            moving=moving.image,
+            fixed=images[0],
+            moving=images[1],
             warped=np.asarray(answer.warped),
             displacement=np.asarray(answer.displacement),
             spacing_mm=cohort.spacing_mm,
@@ -198,7 +200,7 @@ def _cases(cohort: Cohort, pairs: Pairs) -> Iterator[tuple[Case, Case]]:
 
 def _called(register: Register, fixed: Case, moving: Case) -> NDArray[Any]:
     """u of one pair, on the host: reading the arrays waits for an asynchronous device."""
-    answer = register(fixed.image, moving.image)
+    answer = register(*images_of_pair(fixed, moving))
     np.asarray(answer.warped)
     return np.asarray(answer.displacement)
 

@@ -22,6 +22,7 @@ __all__ = [
     "bounding_box_mm",
     "centred_grid",
     "cut_off",
+    "fill_missing",
     "image_centre",
     "looks_like_ct",
     "lung_centred_grid",
@@ -55,6 +56,21 @@ def window_percentile(data: Array, percentiles: tuple[float, float]) -> Array:
             "is (nearly) constant, or they must lie further apart"
         )
     return window(data, (limits[0], limits[1]))
+
+
+def fill_missing(
+    fixed: Array, moving: Array, fixed_inside: Array, moving_inside: Array
+) -> tuple[Array, Array]:
+    """Two affinely aligned images [X, Y, Z] on one grid, each shown where the other has no data.
+
+    *_inside: bool [X, Y, Z], where a scan has data. A scan that ends in the lung (a base cut off)
+    would show its edge as a wall of air, and the other lung would be pulled onto it; equal
+    intensities ask for no motion. Where neither has data both keep what they have (air).
+    """
+    return (
+        np.where(moving_inside & ~fixed_inside, moving, fixed),
+        np.where(fixed_inside & ~moving_inside, fixed, moving),
+    )
 
 
 def bounding_box_mm(volume: Volume) -> tuple[Array, Array]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -46,7 +47,14 @@ def loss_terms(
     """Mean of eq. 7 over the batch and its terms by name, by one draw of the velocity a pair.
 
     keys: `[B]`, one a pair. The draw estimates the expectation in eq. 6 (the re-parameterisation).
+    AssertionError, while tracing, where shapes disagree.
     """
+    size = batch.fixed.shape[0]
+    chex.assert_rank([batch.fixed, batch.moving, batch.fixed_points, batch.point_mask], [4, 4, 3, 2])
+    chex.assert_equal_shape([batch.fixed, batch.moving])
+    chex.assert_equal_shape([batch.fixed_points, batch.moving_points])
+    chex.assert_shape(batch.fixed_points, (size, batch.point_mask.shape[1], 3))
+    chex.assert_shape(keys, (size,))
     posterior = apply(params, batch.moving, batch.fixed)
     shape = batch.fixed.shape[1:]
     stride = eq7.field_stride(shape, posterior.mean.shape[1:4])

@@ -29,6 +29,7 @@ from lmreg_jax.tables import read_points, read_table, reason, replacing, write_p
 __all__ = [
     "Volume",
     "apply_affine",
+    "inside",
     "read_points",
     "read_table",
     "read_volume",
@@ -246,6 +247,15 @@ def resample(
     )
     out[~_inside(volume.data.shape, shape, linear, offset)] = fill
     return out
+
+
+def inside(volume: Volume, shape: Sequence[int], affine: Array, *, pull: Array | None = None) -> Array:
+    """Which voxels of a grid have their centre in one of the volume's voxels, bool [*shape].
+
+    affine, pull: as in `resample`, which puts its `fill` exactly where this is False.
+    """
+    matrix = np.linalg.inv(volume.affine) @ (np.eye(4) if pull is None else pull) @ affine
+    return _inside(volume.data.shape, shape, matrix[:3, :3], matrix[:3, 3])
 
 
 def _needed_part(

@@ -30,6 +30,7 @@ def test_both_orders_stand_side_by_side() -> None:
         pairs = drawn(step)
         assert len(pairs) == 4 and set(pairs) <= set(PAIRS)
         assert all(pairs[i + 1] == pairs[i][::-1] for i in (0, 2))
+        assert len(set(pairs)) == 4  # Ten pairs of cases: none is drawn together with its reverse.
 
 
 def test_no_pair_twice_while_there_are_enough() -> None:
@@ -68,7 +69,7 @@ def test_sizes_that_do_not_divide_repeat_the_edge() -> None:
 
 def case(name: str, value: float, landmarks: Any) -> Any:
     image = np.full((4, 4, 4), value, np.float32)
-    return SimpleNamespace(name=name, image=image, landmarks=np.array(landmarks, np.float32))
+    return SimpleNamespace(name=name, inside=None, image=image, landmarks=np.array(landmarks, np.float32))
 
 
 def test_a_batch_stacks_the_pairs_in_order_and_masks_what_is_missing() -> None:

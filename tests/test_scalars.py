@@ -1,0 +1,29 @@
+"""The run's record: rows after the step that a run resumes at are dropped."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+from experiments import scalars
+
+
+def test_a_resumed_run_drops_what_lies_behind_its_checkpoint(tmp_path: Path) -> None:
+    with scalars.Writer(tmp_path) as rows:
+        rows.rewind(0)
+        for step in (10, 20, 30):
+            rows.add(step, {"loss": step, "kl": float("nan")})
+        for step in (14, 25):
+            rows.add_skipped(step, [("a", "b")], {"loss": float("inf")})
+        rows.rewind(20)
+        rows.add(30, {"loss": 7})
+    with (tmp_path / scalars.FILE).open(newline="") as file:
+        table = list(csv.DictReader(file))
+    assert [(row["step"], row["loss"], row["kl"]) for row in table] == [
+        ("10", "10", ""),
+        ("20", "20", ""),
+        ("30", "7", ""),
+    ]
+    lines = (tmp_path / scalars.SKIPPED).read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [{"step": 14, "pairs": [["a", "b"]], "loss": "inf"}]
