@@ -16,7 +16,7 @@ import jax
 
 VARIABLE = "LMREG_COMPILATION_CACHE"
 SHORTEST_SECONDS = 0.2  # What compiles faster is not worth a file.
-MAX_BYTES = 2**30  # The least recently used go first.
+MAX_BYTES = 2**30  # The oldest go first. (JAX's own limit needs one more package, filelock.)
 
 log = logging.getLogger(__name__)
 
@@ -42,8 +42,19 @@ def enable() -> Path | None:
         return None
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", SHORTEST_SECONDS)
-    jax.config.update("jax_compilation_cache_max_size", MAX_BYTES)
+    _prune(folder)
     return folder
+
+
+def _prune(folder: Path) -> None:
+    """Removes the oldest files beyond MAX_BYTES; one that another process took first is fine."""
+    sizes = [(file.stat(), file) for file in folder.iterdir() if file.is_file()]
+    total = sum(state.st_size for state, _ in sizes)
+    for state, file in sorted(sizes, key=lambda pair: pair[0].st_mtime):
+        if total <= MAX_BYTES:
+            return
+        file.unlink(missing_ok=True)
+        total -= state.st_size
 
 
 def _default() -> Path:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from lmreg_jax import compilation_cache
+
 PROGRAM = """
 import jax, jax.numpy as jnp
 from lmreg_jax import compilation_cache
@@ -46,6 +48,15 @@ def test_the_second_process_compiles_nothing(tmp_path: Path) -> None:
     assert folder.is_relative_to(tmp_path / "lmreg_jax")
     assert folder.stat().st_mode & 0o077 == 0
     assert int(first["hits"]) == 0 and int(second["hits"]) >= 1
+
+
+def test_the_oldest_go_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for age, name in enumerate(["new", "old", "older"]):
+        (tmp_path / name).write_bytes(bytes(10))
+        os.utime(tmp_path / name, (1e9 - age, 1e9 - age))
+    monkeypatch.setattr(compilation_cache, "MAX_BYTES", 25)
+    compilation_cache._prune(tmp_path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["new", "old"]
 
 
 @pytest.mark.slow
