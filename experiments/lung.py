@@ -79,8 +79,10 @@ def get_config(variant: str = "") -> ConfigDict:
     config.augment.rotation_deg = 0.0  # standard deviations of a random affine map, a pair
     config.augment.scale = 0.0
     config.augment.translation_mm = 0.0
+    config.augment.elastic_mm = 0.0  # of a smooth displacement, at nodes 60 mm apart
     config.augment.gamma = 0.0  # of the log of an intensity exponent
     config.augment.noise = 0.0  # of the intensities
+    config.augment.shared = False  # one geometric change for both images of a pair
 
     if variant:
         config.model.normalisation = "none"

@@ -64,6 +64,7 @@ NOT_NEGATIVE = (
     "augment.rotation_deg",
     "augment.scale",
     "augment.translation_mm",
+    "augment.elastic_mm",
     "augment.gamma",
     "augment.noise",
 )

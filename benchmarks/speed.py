@@ -1,0 +1,167 @@
+"""Ours against the same model in PyTorch, on one machine in one run, as ratios.
+
+    python -m benchmarks.speed [--grids=48x32x64,160x112x208] [--batches=1,4] [--output=benchmarks/results]
+
+Each measurement is a process of its own; ours and theirs take turns, so that what else the machine
+does hits both. Writes speed.md and speed.json (with --name=gpu: speed_gpu.md and so on).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.speed_worker import ITEMS
+from lmreg_jax.volumes import replacing
+
+TITLES = {
+    "network": "network forward",
+    "integrate": "integration (7 squarings)",
+    "warp": "warp",
+    "register": "register (both directions)",
+    "step": "train step",
+}
+
+
+def measure(side: str, item: str, grid: str, batch: int, repeats: int) -> dict[str, float]:
+    """One process; {"error": ...} where it fails (out of memory, say)."""
+    command = [sys.executable, "-m", "benchmarks.speed_worker", f"--side={side}", f"--item={item}"]
+    command += [f"--grid={grid}", f"--batch={batch}", f"--repeats={repeats}"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        lines = done.stderr.strip().splitlines()
+        return {"error": f"exit {done.returncode}: {lines[-1] if lines else ''}"}  # type: ignore[dict-item]
+    answer: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return answer
+
+
+def together(answers: list[dict[str, float]]) -> dict[str, float]:
+    """Medians over the turns; the first error where there was one."""
+    failed = next((a for a in answers if "error" in a), None)
+    if failed:
+        return failed
+    return {key: statistics.median(a[key] for a in answers) for key in answers[0]}
+
+
+def ceiling() -> dict[str, float]:
+    """What this machine reaches at best: GFLOP/s of a matrix product, GB/s of a copy (float32)."""
+    matrix = np.random.default_rng(0).normal(size=(2048, 2048)).astype(np.float32)
+    block = np.ones(2**26, np.float32)
+    target = np.empty_like(block)
+
+    def fastest(function: Any) -> float:
+        seconds = []
+        for _ in range(5):
+            start = time.perf_counter()
+            function()
+            seconds.append(time.perf_counter() - start)
+        return min(seconds)
+
+    product = fastest(lambda: matrix @ matrix)
+    copy = fastest(lambda: np.copyto(target, block))
+    return {"gflops": 2 * 2048**3 / product / 1e9, "gbytes": 2 * block.nbytes / copy / 1e9}
+
+
+def environment() -> dict[str, Any]:
+    """Hardware, versions, commit and command."""
+    processor = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        processor = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        pass
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    packages = ("jax", "jaxlib", "flax", "optax", "torch")
+    return {
+        "processor": processor,
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "versions": {name: metadata.version(name) for name in packages},
+        "commit": commit.stdout.strip(),
+        "command": "python -m benchmarks.speed " + " ".join(sys.argv[1:]),
+        "load_at_start": os.getloadavg()[0],
+        "ceiling": ceiling(),
+    }
+
+
+def row(item: str, grid: str, batch: int, rounds: int, repeats: int) -> dict[str, Any]:
+    """One line of the table: both sides in turns."""
+    sides: dict[str, list[dict[str, float]]] = {"ours": [], "theirs": []}
+    for _ in range(rounds):
+        for side, answers in sides.items():
+            answers.append(measure(side, item, grid, batch, repeats))
+    return {"item": item, "grid": grid, "batch": batch, **{k: together(v) for k, v in sides.items()}}
+
+
+def markdown(rows: list[dict[str, Any]], where: dict[str, Any]) -> str:
+    """The table for people."""
+    versions = ", ".join(f"{k} {v}" for k, v in where["versions"].items())
+    peak = where["ceiling"]
+    lines = [
+        "# Speed and memory, ours against PyTorch",
+        "",
+        f"{where['processor']}, {where['cores']} cores, Python {where['python']}, {versions}; commit"
+        f" {where['commit']}, load {where['load_at_start']:.1f} at the start. `{where['command']}`."
+        f" Ceiling measured here: {peak['gflops']:.0f} GFLOP/s, {peak['gbytes']:.1f} GB/s."
+        " Seconds are medians; ratio = ours / PyTorch, below 1 is faster; peak memory is the whole"
+        " process.",
+        "",
+        "| what | grid | batch | ours (s) | PyTorch (s) | ratio | first call (s) | peak (MB) | PyTorch peak"
+        " (MB) | GFLOP | GB | of the ceiling |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for r in rows:
+        ours, theirs = r["ours"], r["theirs"]
+        name = f"| {TITLES[r['item']]} | {r['grid']} | {r['batch']} |"
+        if "error" in ours or "error" in theirs:
+            lines.append(f"{name} {ours.get('error', 'ok')} | {theirs.get('error', 'ok')} | | | | | | | |")
+            continue
+        gflop, gbyte = ours["flops"] / 1e9, ours["bytes"] / 1e9
+        # The bound that binds: operations or bytes, whichever takes longer.
+        bound = max(gflop / peak["gflops"], gbyte / peak["gbytes"])
+        lines.append(
+            f"{name} {ours['seconds']:.3g} | {theirs['seconds']:.3g} |"
+            f" {ours['seconds'] / theirs['seconds']:.2f} | {ours['first']:.1f} | {ours['peak_mb']:.0f} |"
+            f" {theirs['peak_mb']:.0f} | {gflop:.3g} | {gbyte:.3g} | {100 * bound / ours['seconds']:.0f} % |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--grids", default="48x32x64,160x112x208")
+    parser.add_argument("--batches", default="1,4")
+    parser.add_argument("--items", default=",".join(ITEMS))
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--name", default="")
+    given = parser.parse_args()
+    where = environment()
+    file = given.output / "_".join(filter(None, ["speed", given.name]))
+    rows = []
+    for grid in given.grids.split(","):
+        for batch in map(int, given.batches.split(",")):
+            for item in given.items.split(","):
+                rows.append(row(item, grid, batch, given.rounds, given.repeats))
+                # After each: what was measured is not lost with the rest.
+                with replacing(file.with_suffix(".json")) as temporary:
+                    temporary.write_text(json.dumps({**where, "rows": rows}, indent=1) + "\n")
+                with replacing(file.with_suffix(".md")) as temporary:
+                    temporary.write_text(markdown(rows, where))
+                print(markdown(rows[-1:], where).splitlines()[-1], flush=True)
+
+
+if __name__ == "__main__":
+    main()
