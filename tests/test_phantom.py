@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import filecmp
+import subprocess
+import sys
 from itertools import permutations
 from pathlib import Path
 
@@ -234,3 +236,15 @@ def test_a_cohort_that_cannot_be_written_says_why(tmp_path: Path) -> None:
         write_cohort(tmp_path / "new", cases=3, test=3)
     with pytest.raises(InputError, match="spacing"):
         thorax(0, shape=(20, 14, 26), spacing_mm=0.0)
+
+
+@pytest.mark.slow
+def test_a_program_on_standard_input_gets_its_cohort_too(tmp_path: Path) -> None:
+    """Its worker processes cannot import it again: the cases are then made one after another."""
+    program = (
+        "from lmreg_jax import phantom\n"
+        f"phantom.write_cohort({str(tmp_path / 'cohort')!r}, cases=2, test=1, seed=0, shape=(32, 24, 40),"
+        " spacing_mm=11.0, processes=2, progress=False)\n"
+    )
+    subprocess.run([sys.executable, "-"], input=program, text=True, check=True, capture_output=True, timeout=300)
+    assert len(list((tmp_path / "cohort" / "images").iterdir())) == 2

@@ -8,6 +8,8 @@ import multiprocessing
 import os
 import shutil
 import tempfile
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
 
@@ -66,10 +68,17 @@ def _write_all(
         for _ in bar(map(one, range(cases))):
             pass
         return
-    # spawn: a fork of a process with running threads (jax's, say) can hang.
-    with multiprocessing.get_context("spawn").Pool(count) as pool:
-        for _ in bar(pool.imap_unordered(one, range(cases))):
-            pass
+    # spawn: a fork of a process with running threads (jax's, say) can hang. An executor, not a Pool:
+    # a Pool restarts workers for ever where the caller's script cannot be imported once more
+    # (a program on standard input, a script without a __main__ guard).
+    context = multiprocessing.get_context("spawn")
+    try:
+        with ProcessPoolExecutor(count, mp_context=context) as pool:
+            for done in bar(as_completed([pool.submit(one, index) for index in range(cases)])):
+                done.result()
+    except BrokenProcessPool:
+        for index in bar(range(cases)):
+            one(index)
 
 
 def _cores() -> int:
