@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from lmreg_jax.errors import InputError
-from lmreg_jax.volumes import Volume, apply_affine, resample
+from lmreg_jax.volumes import Volume, apply_affine, inside, resample
 
 Array = NDArray[Any]
 
@@ -138,6 +138,8 @@ def align_elastix(
         if moving_mask is not None:
             mask |= resample(moving_mask, shape, affine, order=0, fill=0, pull=initial) > 0
         mask = ndimage.distance_transform_edt(~mask) * ELASTIX_MM <= MARGIN_MM
+        # What one scan does not show must not be compared with air.
+        mask &= inside(fixed, shape, affine) & inside(moving, shape, affine, pull=initial)
     with ONE_AT_A_TIME:
         residual = _elastix(pair[0], pair[1], mask, affine)
     stretch = np.linalg.svd(residual[:3, :3], compute_uv=False)

@@ -23,9 +23,17 @@ from lmreg_jax.phantom.trees import SEGMENTS, airways, arteries, lung_points, ve
 
 COARSE = {"shape": (40, 28, 52), "spacing_mm": 8.0}
 PAPER = {
-    "carina", "left_upper_lobe_bronchus", "right_upper_lobe_bronchus",
-    "right_middle_lobe_bronchus", "pulmonary_trunk", "left_pulmonary_artery",
-    "right_pulmonary_artery", "trachea_1", "trachea_2", "trachea_3", "trachea_4",
+    "carina",
+    "left_upper_lobe_bronchus",
+    "right_upper_lobe_bronchus",
+    "right_middle_lobe_bronchus",
+    "pulmonary_trunk",
+    "left_pulmonary_artery",
+    "right_pulmonary_artery",
+    "trachea_1",
+    "trachea_2",
+    "trachea_3",
+    "trachea_4",
 }
 
 
@@ -84,8 +92,9 @@ def test_points_lie_inside_the_image_and_on_their_side(few: list[Thorax]) -> Non
         heights = [marks[f"trachea_{i}"][2] for i in (1, 2, 3, 4)] + [marks["carina"][2]]
         assert np.all(np.diff(heights) < -10)
         assert marks["right_middle_lobe_bronchus"][2] < marks["right_upper_lobe_bronchus"][2]
-        sides = np.sign([both["airway_LB9"][0] - marks["carina"][0],
-                         both["airway_RB9"][0] - marks["carina"][0]])
+        sides = np.sign(
+            [both["airway_LB9"][0] - marks["carina"][0], both["airway_RB9"][0] - marks["carina"][0]]
+        )
         assert sides.tolist() == [-1, 1]
 
 
@@ -134,9 +143,7 @@ def test_a_coarse_scan_is_the_block_mean_of_a_fine_one(
 ) -> None:
     monkeypatch.setattr(scan_module, "NOISE_HU", 0.0)
     coarse = thorax(1, **COARSE).image.astype(float)
-    mean = block_mean(
-        thorax(1, shape=(80, 56, 104), spacing_mm=4.0).image.astype(np.float32), 2
-    )
+    mean = block_mean(thorax(1, shape=(80, 56, 104), spacing_mm=4.0).image.astype(np.float32), 2)
     # The two differ by the scanner's blur, which widens every edge by 0.8 mm at most.
     assert abs((coarse - mean).mean()) < 2
     assert np.sqrt(((coarse - mean) ** 2).mean()) < 20
@@ -147,8 +154,7 @@ def test_a_coarse_scan_is_the_block_mean_of_a_fine_one(
 def test_occupancy_of_a_tube_is_its_section() -> None:
     """pi r^2 L for any radius against the voxel: thin tubes keep their mass."""
     for radius in (0.5, 1.0, 2.0, 2.6, 5.0):
-        tube = Tubes(np.array([[0.3, 0.2, -60.0]]), np.array([[1.7, 1.1, 60.0]]),
-                     np.full((1, 2), radius))
+        tube = Tubes(np.array([[0.3, 0.2, -60.0]]), np.array([[1.7, 1.1, 60.0]]), np.full((1, 2), radius))
         grid = Grid(np.array((-16.0, -16.0, -20.0)), 4.0, (9, 9, 11))
         section = render_tubes(tube, grid)[0].sum((0, 1)) * 16
         assert section.mean() == pytest.approx(np.pi * radius**2, rel=0.08)
@@ -183,9 +189,7 @@ def test_subjects_are_diffeomorphisms_of_one_template() -> None:
     for index in range(3):
         who = subject(index, 0)
         np.testing.assert_allclose(pull(who, push(who, places)), places, atol=0.01)
-        slopes = [
-            (flow(who, places + e) - flow(who, places - e)) / 2 for e in np.eye(3)
-        ]
+        slopes = [(flow(who, places + e) - flow(who, places - e)) / 2 for e in np.eye(3)]
         determinant = np.linalg.det(np.stack(slopes, -1))
         assert determinant.min() > 0.3 and determinant.max() < 3
 
@@ -199,8 +203,7 @@ def test_subjects_differ_after_an_affine_step(few: list[Thorax]) -> None:
 
     tre = []
     for fixed, moving in permutations(few, 2):
-        lungs = [np.argwhere(m.lungs > 0) @ m.affine[:3, :3].T + m.affine[:3, 3]
-                 for m in (fixed, moving)]
+        lungs = [np.argwhere(m.lungs > 0) @ m.affine[:3, :3].T + m.affine[:3, 3] for m in (fixed, moving)]
         (a, b), (p, q) = [np.cov(x.T) for x in lungs], [x.mean(0) for x in lungs]
         matrix = root(a, -0.5) @ root(root(a) @ b @ root(a)) @ root(a, -0.5)
         moved = np.array([matrix @ (x - p) + q for x in fixed.landmarks.values()])
@@ -246,5 +249,7 @@ def test_a_program_on_standard_input_gets_its_cohort_too(tmp_path: Path) -> None
         f"phantom.write_cohort({str(tmp_path / 'cohort')!r}, cases=2, test=1, seed=0, shape=(32, 24, 40),"
         " spacing_mm=11.0, processes=2, progress=False)\n"
     )
-    subprocess.run([sys.executable, "-"], input=program, text=True, check=True, capture_output=True, timeout=300)
+    subprocess.run(
+        [sys.executable, "-"], input=program, text=True, check=True, capture_output=True, timeout=300
+    )
     assert len(list((tmp_path / "cohort" / "images").iterdir())) == 2
