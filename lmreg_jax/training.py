@@ -112,13 +112,15 @@ def train_step(
 def parallel_train_step(
     devices: list[jax.Device] | None = None, **constants: Any
 ) -> Callable[[TrainState, Batch, Array], tuple[TrainState, dict[str, Array]]]:
-    """`train_step` over the local devices: `step(state, batch, key)` with a plain, global batch.
+    """`train_step` over devices: `step(state, batch, key)` with a plain batch.
 
-    The batch is split along its first axis (its size must be a multiple of the devices), the
-    gradients are averaged, the state stays replicated on the devices between calls: give it
+    devices: local ones, or None for all devices of all processes (`jax.distributed`): `batch` is
+    then this process's share of the global one, shares standing in the order of the processes.
+    The batch is split along its first axis (its size must be a multiple of this process's devices),
+    the gradients are averaged, the state stays replicated on the devices between calls: give it
     through `replicate`, read it through `unreplicate`. constants: the keywords of `train_step`.
     """
-    devices = jax.local_devices() if devices is None else devices
+    count = jax.local_device_count() if devices is None else len(devices)
 
     def step(state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, dict[str, Array]]:
         return train_step(state, batch, key, axis_name=DEVICES, **constants)
@@ -128,7 +130,7 @@ def parallel_train_step(
     )
 
     def sharded(state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, dict[str, Array]]:
-        return mapped(state, shard(batch, len(devices)), key)
+        return mapped(state, shard(batch, count), key)
 
     return sharded
 
@@ -144,11 +146,11 @@ def shard(batch: Batch, count: int) -> Batch:
 def replicate(state: TrainState, devices: list[jax.Device] | None = None) -> TrainState:
     """The state once on each device, along a new first axis, laid out as the step gives it back.
 
-    (Through a pmap over an axis of the same name: an array of another layout, the name being part
-    of it, would compile the step a second time.)
+    devices: as for `parallel_train_step`. (Through a pmap over an axis of the same name: an array of
+    another layout, the name being part of it, would compile the step a second time.)
     """
-    devices = jax.local_devices() if devices is None else devices
-    copies = jax.tree.map(lambda a: jnp.broadcast_to(a, (len(devices), *jnp.shape(a))), state)
+    count = jax.local_device_count() if devices is None else len(devices)
+    copies = jax.tree.map(lambda a: jnp.broadcast_to(a, (count, *jnp.shape(a))), state)
     return jax.pmap(lambda state: state, axis_name=DEVICES, devices=devices)(copies)
 
 
