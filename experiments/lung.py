@@ -34,6 +34,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.data.lungs = "auto"  # masks: auto | file | segment | none
     config.data.reference = ""  # case that all are aligned to; empty: the most central training case
     config.data.cache = ""  # folder for the cohort read; empty: a folder in the user's cache
+    config.data.policy = "strict"  # a case that cannot be read: strict (stop) | skip (go on without it)
     config.data.allow_outside_root = False  # may the table's paths leave its folder?
 
     config.model = ConfigDict()
@@ -60,7 +61,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.objective.integration_steps = 7  # squarings
 
     config.train = ConfigDict()
-    config.train.steps = 400
+    config.train.steps = 300
     config.train.pairs_per_batch = 4  # over all devices
     config.train.both_orders = True  # (a, b) and (b, a) in one batch: their translations cancel
     config.train.learning_rate = 3e-3  # of Adam
@@ -76,23 +77,21 @@ def get_config(variant: str = "") -> ConfigDict:
     config.train.log_every = 10
     config.train.max_skipped = 5  # steps in a row with a non-finite loss or gradient
 
-    # All 0 in the paper. 27 subjects are few: without this the training pairs reach 0.18 of their
-    # initial error and pairs set apart 0.53; with it 0.32 and 0.51, and longer schedules pay.
+    # All 0 in the paper. With (4, 0.05, 6, 5, shared) the training pairs no longer run ahead of the
+    # others, but 400 steps are too few to gain by it: held out 4.24 mm, without it 300 steps do better.
     config.augment = ConfigDict()
-    config.augment.rotation_deg = 4.0  # standard deviations of a random map, a pair
-    config.augment.scale = 0.05
-    config.augment.translation_mm = 6.0
-    config.augment.elastic_mm = 5.0  # of a smooth displacement, at nodes 60 mm apart
+    config.augment.rotation_deg = 0.0  # standard deviations of a random map, a pair
+    config.augment.scale = 0.0
+    config.augment.translation_mm = 0.0
+    config.augment.elastic_mm = 0.0  # of a smooth displacement, at nodes 60 mm apart
     config.augment.gamma = 0.0  # of the log of an intensity exponent
     config.augment.noise = 0.0  # of the intensities
-    config.augment.shared = True  # one geometric change for both images of a pair
+    config.augment.shared = False  # one geometric change for both images of a pair
 
     if variant:
         config.model.normalisation = "none"
         config.objective.image_sigma = 0.02
         config.objective.landmark_weight = 1.0
-        for name in ("rotation_deg", "scale", "translation_mm", "elastic_mm"):
-            config.augment[name] = 0.0
         config.train.pairs_per_batch = 1
         config.train.both_orders = False
         config.train.learning_rate = 1e-4
