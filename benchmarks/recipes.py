@@ -103,8 +103,8 @@ def write(rows: list[dict[str, Any]], output: Path) -> None:
     lines = [
         "# Recipes tried, from scratch",
         "",
-        f"Validation pairs (9 subjects taken out of the 30, the other 21 train), jax {jax.__version__}, Python"
-        f" {platform.python_version()}, {os.cpu_count()} CPU cores; `python -m benchmarks.recipes`."
+        f"Validation pairs (9 subjects taken out of the 30, the other 21 train), jax {jax.__version__},"
+        f" Python {platform.python_version()}, {os.cpu_count()} CPU cores; `python -m benchmarks.recipes`."
         " Equal numbers of pair-visits. Seconds include compilation and were taken on a machine that"
         " other programs shared: compare the ratios of TRE, not the seconds.",
         "",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -17,6 +16,7 @@ from ml_collections import config_flags
 
 from lmreg_jax import checkpoint, configuration
 from lmreg_jax.errors import InputError
+from lmreg_jax.tables import replacing
 
 
 class NotFinite(InputError):
@@ -119,10 +119,8 @@ def open_workdir(workdir: Path, config: ml_collections.ConfigDict) -> None:
                 " give another --workdir, or the values of that run to go on with it"
             )
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_suffix(".tmp")
-        temporary.write_text(configuration.to_json(config))
-        os.replace(temporary, file)
+        with replacing(file) as temporary:
+            temporary.write_text(configuration.to_json(config))
     except OSError as error:
         raise InputError(
             f"{workdir}: cannot be written ({error.strerror}); give another --workdir"

@@ -63,6 +63,7 @@ def load_cohort(config: ConfigDict, *, progress: bool = True) -> Cohort:
         reference=data.reference,
         cache=Path(data.cache) if data.cache else cache_folder() / "cohorts",
         allow_outside_root=data.allow_outside_root,
+        policy=data.get("policy", "strict"),  # A folder of an earlier version has none.
         progress=progress,
     )
     return with_validation(cohort, validation_count(cohort, data.validation), config.seed)

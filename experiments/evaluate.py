@@ -16,16 +16,23 @@ from absl import flags
 
 from experiments import command, scalars
 from experiments.data import load_cohort
-from lmreg_jax import configuration, evaluation, figures, registration
+from experiments.supply import Supply
+from lmreg_jax import compilation_cache, configuration, evaluation, figures, registration
 from lmreg_jax.cohort import Cohort, held_out_pairs
 from lmreg_jax.errors import InputError, exits_cleanly
 
 
 def held_out_evaluation(
-    cohort: Cohort, workdir: Path, split: str = "test", output: Path | None = None
+    cohort: Cohort,
+    workdir: Path,
+    split: str = "test",
+    output: Path | None = None,
+    *,
+    policy: str = "strict",
 ) -> dict[str, Any]:
     """Evaluates the best checkpoint of `workdir`; files go to `output` (default: `workdir`).
 
+    policy: of `config.data`, for a case whose prepared file goes bad in the meantime.
     Returns what evaluation.json holds; empty, with a warning, where the split has no pairs.
     """
     pairs = held_out_pairs(cohort, split)
@@ -34,9 +41,13 @@ def held_out_evaluation(
         return {}
     output = workdir if output is None else output
     register = registration.load(workdir)
-    results = evaluation.evaluate_pairs(register, cohort, pairs)
-    evaluation.write_tables(output, results, cohort)
-    evaluation.write_figures(output / "figures", register, cohort, pairs, results)
+
+    def write(usable: list[tuple[str, str]]) -> None:
+        results = evaluation.evaluate_pairs(register, cohort, usable)
+        evaluation.write_tables(output, results, cohort)
+        evaluation.write_figures(output / "figures", register, cohort, usable, results)
+
+    Supply(cohort, policy).scored(write, pairs)
     if (workdir / scalars.FILE).exists():
         figures.loss_curves(output / "figures" / "loss_curves.png", workdir / scalars.FILE)
     print((output / "evaluation.md").read_text())
@@ -56,9 +67,12 @@ def main(arguments: list[str]) -> None:
     command.no_arguments(arguments)
     values: Any = flags.FLAGS
     workdir, split, output = values.workdir, values.split, values.output
+    compilation_cache.enable()
     config = configuration.read(Path(workdir) / configuration.FILE)
     cohort = load_cohort(config)
-    if not held_out_evaluation(cohort, Path(workdir), split, Path(output) if output else None):
+    policy = config.data.get("policy", "strict")
+    folder = Path(output) if output else None
+    if not held_out_evaluation(cohort, Path(workdir), split, folder, policy=policy):
         raise InputError(
             f"{cohort.root}: no {split} cases to evaluate on; mark at least two of them "
             f"'{split}' in cases.csv, or give another --split"

@@ -1,10 +1,14 @@
 """Train, validate, evaluate: one command, resumed by the same command.
 
     python -m experiments.train --config=experiments/lung.py [--workdir=DIR] [--config.NAME=VALUE]
+
+A run that is told to stop (SIGTERM, SIGUSR1, Ctrl-C) saves and ends with status 75: run it again.
+Status 2: something that you can mend, named on the last line; the last checkpoint is whole.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from pathlib import Path
 from typing import Any
@@ -15,12 +19,14 @@ from absl import flags
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from experiments import command, scalars
+from experiments import command, preemption, provenance, scalars, workdir_lock
 from experiments.data import load_cohort
 from experiments.evaluate import held_out_evaluation
+from experiments.supply import Supply
 from lmreg_jax import (
     batches,
     checkpoint,
+    compilation_cache,
     configuration,
     evaluation,
     figures,
@@ -28,20 +34,25 @@ from lmreg_jax import (
     reference_lungs,
     registration,
 )
-from lmreg_jax.cohort import held_out_pairs, split_names, training_pairs
+from lmreg_jax.cohort import Cohort, held_out_pairs, split_names, training_pairs
 from lmreg_jax.errors import InputError, exits_cleanly
 from lmreg_jax.training import initial_state, parallel_train_step, replicate, unreplicate
 
 log = logging.getLogger("experiments.train")
 CONFIG = command.define_config("experiments/lung.py")
 WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run; default: runs/ and the config's name.")
+DETERMINISTIC = flags.DEFINE_bool("deterministic", False, "The same bits in every run on one machine.")
 
 
-def train(config: ConfigDict, workdir: Path, *, evaluate: bool = True) -> dict[str, Any]:
-    """The whole story: devices, data, model, optimiser, restore, loop, evaluation.
+def train(
+    config: ConfigDict, workdir: Path, *, evaluate: bool = True, cohort: Cohort | None = None
+) -> dict[str, Any]:
+    """Trains into `workdir`, alone there and ready to be told to stop; see `story`.
 
+    cohort: in place of the one that `config.data` names, for comparisons on the same inputs.
     Returns the summary of the held-out evaluation (empty without held-out pairs).
-    Raises InputError for what a user can mend, FloatingPointError where the loss stays non-finite.
+    Raises InputError for what a user can mend (the loss staying non-finite as NotFinite), and
+    Preempted, which ends the program with status 75, where it was told to stop.
     """
     configuration.validate(config)
     devices = jax.local_devices()
@@ -50,13 +61,24 @@ def train(config: ConfigDict, workdir: Path, *, evaluate: bool = True) -> dict[s
             f"config.train.pairs_per_batch is {config.train.pairs_per_batch};"
             f" it must be a multiple of the {len(devices)} devices"
         )
-    command.open_workdir(workdir, config)
+    with workdir_lock.held(workdir), preemption.watched() as stop:
+        command.open_workdir(workdir, config)
+        return story(config, workdir, stop, devices, evaluate, cohort)
 
-    cohort = load_cohort(config)
+
+def story(
+    config: ConfigDict,
+    workdir: Path,
+    stop: preemption.Stop,
+    devices: list[jax.Device],
+    evaluate: bool,
+    cohort: Cohort | None,
+) -> dict[str, Any]:
+    """Data, model, optimiser, restore, loop, evaluation."""
+    cohort = load_cohort(config) if cohort is None else cohort
     pairs = training_pairs(cohort)
     if not pairs:
         raise InputError(f"{cohort.root}: no training pair; at least two training cases are needed")
-    assemble = batches.Assembler(cohort.cases)
     validation = held_out_pairs(cohort, "validation")
     if evaluate:
         held_out_pairs(cohort, "test")  # What is wrong with them is told now, not after the training.
@@ -69,6 +91,8 @@ def train(config: ConfigDict, workdir: Path, *, evaluate: bool = True) -> dict[s
         len(devices),
         devices[0].device_kind,
     )
+    policy = config.data.policy
+    supply = Supply(cohort, policy, workdir)
 
     lungs = reference_lungs.of_cases(
         [case for case in cohort.cases if case.split == "train"], cohort.spacing_mm
@@ -92,21 +116,46 @@ def train(config: ConfigDict, workdir: Path, *, evaluate: bool = True) -> dict[s
         for factor in {1, config.train.coarse_factor}
     }
     key = jax.random.key(config.seed)
+    best_tre = np.inf
 
     def factor_of(step: int) -> int:
         return config.train.coarse_factor if step < config.train.coarse_steps else 1
 
     def make(step: int) -> tuple[list[batches.Pair], Any]:
-        chosen = batches.pairs_of_step(
-            pairs,
-            config.train.pairs_per_batch,
-            step,
-            seed=config.seed,
-            both_orders=config.train.both_orders,
-        )
-        return chosen, assemble(chosen, factor_of(step))
+        def draw(usable: list[batches.Pair]) -> list[batches.Pair]:
+            return batches.pairs_of_step(
+                usable,
+                config.train.pairs_per_batch,
+                step,
+                seed=config.seed,
+                both_orders=config.train.both_orders,
+            )
+
+        return supply.batch(pairs, draw, factor_of(step))
+
+    def due(done: int, every: int) -> bool:
+        return done % every == 0 or done == config.train.steps
+
+    def validate(done: int) -> None:
+        """Scores the state of `done`, keeps it where it is the best, then writes its row.
+
+        In this order: a run that is cut off in between validates again.
+        """
+        nonlocal best_tre
+        model = register._replace(params=unreplicate(state).params)
+        with stop.at_once():  # It may take minutes, and can be done again.
+            scores = supply.scored(
+                lambda usable: evaluation.validation_scores(model, cohort, usable), validation
+            )
+        # Without landmarks there is no TRE: the lungs' overlap chooses then.
+        score = scores["tre_mm"] if np.isfinite(scores["tre_mm"]) else -scores["dice"]
+        if score < best_tre:
+            best_tre = score
+            checkpoint.save(best, done, unreplicate(state), {"tre_mm": float(score)})
+        rows.add(done, {f"val_{name}": value for name, value in scores.items()})
 
     with (
+        stop.deferred(),
         checkpoint.store(workdir, checkpoint.LATEST, config.train.keep) as latest,
         checkpoint.store(workdir, checkpoint.BEST, 1) as best,
         scalars.Writer(workdir) as rows,
@@ -116,41 +165,47 @@ def train(config: ConfigDict, workdir: Path, *, evaluate: bool = True) -> dict[s
         if restored is not None:
             first, state = restored
             log.info("resuming %s at step %d", workdir, first)
+        provenance.record(workdir, config, first)
         rows.rewind(first)
         best_tre = checkpoint.best_metrics(best).get("tre_mm", np.inf)
         state = replicate(state, devices)
+        if first and validation and due(first, config.train.validate_every) and not rows.validated(first):
+            validate(first)
         skipped = 0
         bar = tqdm(total=config.train.steps, initial=first, desc="train", unit="step", mininterval=1)
         for step, (chosen, batch) in batches.prefetch(make, range(first, config.train.steps)):
             state, terms = step_on_grid[factor_of(step)](state, batch, key)
             done = step + 1
             bar.update()
-            if done % config.train.log_every == 0 or done == config.train.steps:
+            if due(done, config.train.log_every):
                 rows.add(done, terms)
                 bar.set_postfix({name: f"{float(terms[name]):.4g}" for name in scalars.TERMS})
             skipped = skipped + 1 if float(terms["skipped"]) else 0
             if skipped:
                 rows.add_skipped(step, chosen, terms)
+                named = ", ".join(f"{moving} -> {fixed}" for fixed, moving in chosen)
+                log.warning(
+                    "step %d not applied: %s not finite; pairs %s", step, scalars.non_finite(terms), named
+                )
             if skipped >= config.train.max_skipped:
                 bar.close()
                 raise command.NotFinite(scalars.non_finite(terms), step, workdir)
-            last = done == config.train.steps
-            if validation and (last or done % config.train.validate_every == 0):
-                model = register._replace(params=unreplicate(state).params)
-                scores = evaluation.validation_scores(model, cohort, validation)
-                rows.add(done, {f"val_{name}": value for name, value in scores.items()})
-                # Without landmarks there is no TRE: the lungs' overlap chooses then.
-                score = scores["tre_mm"] if np.isfinite(scores["tre_mm"]) else -scores["dice"]
-                if score < best_tre:
-                    best_tre = score
-                    checkpoint.save(best, done, unreplicate(state), {"tre_mm": float(score)})
+            if validation and due(done, config.train.validate_every):
+                with contextlib.suppress(preemption.Preempted):  # The resumed run validates then.
+                    validate(done)
             # After the validation: a run that is cut off in between repeats it.
-            if not skipped and (last or done % config.train.checkpoint_every == 0):
+            if stop.asked or (not skipped and due(done, config.train.checkpoint_every)):
                 checkpoint.save(latest, done, unreplicate(state))
+            if stop.asked:
+                bar.close()
+                log.warning("stopped after step %d; the same command goes on from there", done)
+                raise preemption.Preempted
         bar.close()
 
     figures.loss_curves(workdir / "figures" / "loss_curves.png", workdir / scalars.FILE)
-    return held_out_evaluation(cohort, workdir) if evaluate else {}
+    summary = held_out_evaluation(cohort, workdir, policy=policy) if evaluate else {}
+    supply.report()
+    return summary
 
 
 def initial_params(config: ConfigDict) -> Any:
@@ -168,6 +223,9 @@ def initial_params(config: ConfigDict) -> Any:
 def main(arguments: list[str]) -> None:
     command.no_arguments(arguments)
     command.quiet_log()
+    if DETERMINISTIC.value:
+        provenance.make_deterministic()
+    compilation_cache.enable()
     config = CONFIG.value
     train(config, Path(WORKDIR.value) if WORKDIR.value else command.default_workdir())
 

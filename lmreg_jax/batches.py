@@ -63,6 +63,8 @@ class Assembler:
         cases = [(self._cases[fixed], self._cases[moving]) for fixed, moving in pairs]
         images = [[coarsen(i, factor) for i in images_of_pair(*pair)] for pair in cases]
         # Any: numpy here, jax.Array in the step; pmap spreads host arrays over the devices itself.
+        fixed: Any
+        moving: Any
         fixed, moving = (np.stack(side) for side in zip(*images, strict=True))
         points: list[Any] = [
             np.stack([coarsen_points(pair[side].landmarks, factor) for pair in cases]) for side in (0, 1)

@@ -52,7 +52,9 @@ def store(workdir: Path, name: str, keep: int) -> Iterator[ocp.training.Checkpoi
             cleanup_tmp_directories=True,
         )
     except (OSError, ValueError) as error:
-        raise InputError(f"{folder}: cannot be opened as a folder of checkpoints ({reason(error)})") from error
+        raise InputError(
+            f"{folder}: cannot be opened as a folder of checkpoints ({reason(error)})"
+        ) from error
     try:
         yield checkpointer
     except BaseException:
@@ -132,41 +134,47 @@ def restore(checkpointer: ocp.training.Checkpointer, like: Any) -> tuple[int, An
 
 def best_metrics(checkpointer: ocp.training.Checkpointer) -> dict[str, float]:
     """The metrics that the latest whole checkpoint was saved with; empty where there is none."""
-    try:
-        found = _latest_whole(checkpointer)
-    except Damaged:
-        return {}  # Named and moved away: the next validation makes a new one.
+    found = _latest_whole(checkpointer, or_anew=True)
     return {} if found is None else {k: float(v) for k, v in found[1][METRICS].items()}
 
 
-def _latest_whole(checkpointer: ocp.training.Checkpointer) -> tuple[int, dict[str, Any]] | None:
-    problems: list[Damaged] = []
+def _latest_whole(
+    checkpointer: ocp.training.Checkpointer, *, or_anew: bool = False
+) -> tuple[int, dict[str, Any]] | None:
+    """Step and content of the latest checkpoint that can be used; those after it are set aside.
+
+    or_anew: without any whole one, all are set aside, else Damaged is raised and they stay.
+    """
+    folder = Path(checkpointer.directory)
+    problems: dict[int, Damaged] = {}
     found = None
     for step in sorted((c.step for c in checkpointer.checkpoints), reverse=True):
         try:
             found = step, _read(checkpointer, step)
             break
         except Damaged as error:
-            problems.append(error)
-            log.warning("%s", error)
-            _set_aside(Path(checkpointer.directory), step)
-    if problems:
-        checkpointer.reload()
-        if found is None:
-            raise Damaged(
-                f"{problems[0]}; no other checkpoint is left there. They are kept in {DAMAGED}/;"
-                " the same command starts anew from step 0"
-            )
-        log.warning("%s: the checkpoint of step %d is used", checkpointer.directory, found[0])
+            problems[step] = error
+    if not problems:
+        return found
+    if found is None and not or_anew:
+        raise Damaged(
+            f"{next(iter(problems.values()))}; there is no whole checkpoint before it. Remove {folder}"
+            " to start anew"
+        )
+    instead = f"the checkpoint of step {found[0]} is used" if found else "a new one will be made"
+    for step, problem in problems.items():
+        log.warning("%s; moved to %s, %s", problem, _set_aside(folder, step), instead)
+    checkpointer.reload()
     return found
 
 
-def _set_aside(folder: Path, step: int) -> None:
-    """Moves a damaged checkpoint out of the store, where its step can then be saved again."""
+def _set_aside(folder: Path, step: int) -> Path:
+    """Moves a damaged checkpoint out of the store, so that its step can be saved again."""
     target = folder.parent / DAMAGED / f"{folder.name}-{step}-{secrets.token_hex(2)}"
     try:
         target.parent.mkdir(exist_ok=True)
         os.rename(folder / str(step), target)
+        return target
     except OSError as error:
         raise InputError(
             f"{folder / str(step)}: damaged, and cannot be moved away ({error.strerror}); remove it"
@@ -190,9 +198,7 @@ def _read(checkpointer: ocp.training.Checkpointer, step: int) -> dict[str, Any]:
             f" {' '.join(str(error).split())[:200]})"
         ) from error
     if not whole:
-        raise Damaged(
-            f"{where}: damaged: its arrays are not those that were written (their SHA-256 differs)"
-        )
+        raise Damaged(f"{where}: damaged: its arrays are not those that were written (their SHA-256 differs)")
     return content
 
 

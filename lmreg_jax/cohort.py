@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,7 @@ class Cohort:
 
     affine [4, 4]: voxel of the grid -> the reference's RAS mm. alignment: the method asked for
     ("auto" resolved); a case's own `alignment` tells where it had to fall back. pairs: (fixed,
-    moving) names of pairs.csv, or None.
+    moving) names of pairs.csv, or None. skipped: the cases left out by policy "skip", with reasons.
     """
 
     root: Path
@@ -61,6 +61,7 @@ class Cohort:
     alignment: str
     reference: str
     pairs: tuple[tuple[str, str], ...] | None = field(repr=False)
+    skipped: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     def case(self, name: str) -> Case:
         """The case of that name; InputError where there is none."""
@@ -85,6 +86,7 @@ def read_cohort(
     cache: str | os.PathLike[str] | None = None,
     progress: bool = True,
     allow_outside_root: bool = False,
+    policy: str = "strict",
 ) -> Cohort:
     """The cohort below `root` (format: `cohort_table`), on `shape` voxels of `spacing_mm`.
 
@@ -93,19 +95,22 @@ def read_cohort(
     masks), "none" (shift only), "identity" (scans lie in one space already), "auto": elastix where
     installed, else moments. reference: a case's name; default the most central training case.
     lungs: "file", "segment", "none", "auto": the file, else segmented where it looks like a CT.
-    cache: folder for the prepared arrays. Raises InputError on whatever the user can mend.
+    cache: folder for the prepared arrays. policy: what a case that cannot be read or used does:
+    "strict" stops, "skip" leaves it out and says so. Raises InputError on whatever the user can mend.
     """
     root = Path(root)
     options = checked_options(
-        shape, spacing_mm, window, window_kind, landmark_names, alignment, reference, lungs
+        shape, spacing_mm, window, window_kind, landmark_names, alignment, reference, lungs, policy
     )
-    rows = read_cases(root, allow_outside_root=allow_outside_root)
-    pairs = read_pairs(root, rows)
+    missing: dict[str, str] = {}
+    rows = read_cases(
+        root, allow_outside_root=allow_outside_root, skipped=missing if policy == "skip" else None
+    )
+    pairs = read_pairs(root, rows, missing)
     if reference and reference not in [row.name for row in rows]:
-        raise InputError(f"{root}: reference {reference!r} is no case of the table")
-    entry = (
-        None if cache is None else Path(cache) / cohort_cache.cache_key(root, rows, pairs, options)
-    )
+        gone = f" ({missing[reference]})" if reference in missing else ""
+        raise InputError(f"{root}: reference {reference!r} is no case of the table{gone}")
+    entry = None if cache is None else Path(cache) / cohort_cache.cache_key(root, rows, pairs, options)
     found = cohort_cache.load(entry) if entry else None
     if found is None:
         found = prepare(rows, options, progress)
@@ -116,6 +121,11 @@ def read_cohort(
                 log.warning("%s: the cache could not be written: %s", cache, error)
             found = cohort_cache.load(entry) or found
     cases, values = found
+    skipped = {**missing, **values["skipped"]}
+    if skipped:
+        log.warning("%s: %d of %d cases skipped", root, len(skipped), len(rows) + len(missing))
+        for name, why in skipped.items():
+            log.warning("skipped case %s: %s", name, why)
     return Cohort(
         root=root,
         cases=cases,
@@ -127,6 +137,7 @@ def read_cohort(
         alignment=options.alignment,
         reference=values["reference"],
         pairs=pairs,
+        skipped=skipped,
     )
 
 

@@ -46,6 +46,7 @@ class Case:
     scan_from_grid: Array = field(repr=False)
     alignment: str = "none"
     inside: Array | None = field(default=None, repr=False)
+    stored: Mapping[str, Stored] | None = field(default=None, repr=False)  # the images' files, by name
 
 
 def images_of_pair(fixed: Case, moving: Case) -> tuple[Array, Array]:
@@ -60,6 +61,14 @@ def images_of_pair(fixed: Case, moving: Case) -> tuple[Array, Array]:
     return preprocess.fill_missing(fixed.image, moving.image, *masks)
 
 
+class Stored(NamedTuple):
+    """A file that holds one of a case's arrays, as it was written (see `cohort_cache.fresh`)."""
+
+    path: Path
+    size: int
+    crc32: int
+
+
 class Reference(NamedTuple):
     """The subject whose RAS mm the common grid lives in; affine [4, 4]: voxel of the grid -> mm."""
 
@@ -72,9 +81,7 @@ class Reference(NamedTuple):
 
 def windowed(volume: Volume, options: Options) -> Volume:
     """The scan in [0, 1]. Before any interpolation, so that metal and padding cannot bleed."""
-    kind = (
-        preprocess.window_percentile if options.window_kind == "percentile" else preprocess.window
-    )
+    kind = preprocess.window_percentile if options.window_kind == "percentile" else preprocess.window
     return Volume(kind(volume.data, options.window), volume.affine)
 
 
@@ -122,9 +129,7 @@ def read_case(
 
     places = [
         _place(found, wanted, scan, path)
-        for found, wanted, path in zip(
-            (landmarks, points), names, (row.landmarks, row.points), strict=True
-        )
+        for found, wanted, path in zip((landmarks, points), names, (row.landmarks, row.points), strict=True)
     ]
     voxels = [apply_affine(np.linalg.inv(from_grid), mm).astype(np.float32) for mm in places]
     covered = inside(image, shape, affine, pull=pull)
@@ -170,9 +175,7 @@ def align(
         return initial, found
 
 
-def _by_lungs(
-    image: Volume, lungs: Lungs | None, reference: Reference, method: str
-) -> tuple[Array, str]:
+def _by_lungs(image: Volume, lungs: Lungs | None, reference: Reference, method: str) -> tuple[Array, str]:
     """In closed form: from both masks' moments, or by shift only ("none")."""
     if lungs is None or reference.lungs is None:
         return alignment.translation(reference.centre, preprocess.image_centre(image)), "none"

@@ -13,6 +13,7 @@ from lmreg_jax.errors import InputError
 ALIGNMENTS = ("auto", "elastix", "moments", "none", "identity")
 LUNGS = ("auto", "file", "segment", "none")
 WINDOWS = ("hu", "percentile")
+POLICIES = ("strict", "skip")
 
 
 class Options(NamedTuple):
@@ -26,6 +27,7 @@ class Options(NamedTuple):
     alignment: str
     reference: str
     lungs: str
+    policy: str
 
 
 def checked_options(
@@ -37,6 +39,7 @@ def checked_options(
     alignment: str,
     reference: str,
     lungs: str,
+    policy: str = "strict",
 ) -> Options:
     """The arguments of `read_cohort`, checked and brought to one form."""
     sizes = tuple(int(n) for n in shape)
@@ -53,6 +56,7 @@ def checked_options(
         ("window_kind", window_kind, WINDOWS),
         ("alignment", alignment, ALIGNMENTS),
         ("lungs", lungs, LUNGS),
+        ("policy", policy, POLICIES),
     ):
         if value not in choices:
             raise InputError(f"{what} {value!r}: one of {', '.join(choices)} is needed")
@@ -63,9 +67,7 @@ def checked_options(
     if alignment == "auto":
         alignment = "elastix" if installed else "moments"
     if alignment == "elastix" and not installed:
-        raise InputError(
-            "alignment 'elastix' needs the package itk-elastix; install it, or take 'moments'"
-        )
+        raise InputError("alignment 'elastix' needs the package itk-elastix; install it, or take 'moments'")
     x, y, z = sizes
     dx, dy, dz = edges
     return Options(
@@ -77,4 +79,5 @@ def checked_options(
         alignment,
         reference,
         lungs,
+        policy,
     )

@@ -7,12 +7,12 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from tqdm import tqdm
 
 from lmreg_jax import alignment as alignments
-from lmreg_jax.cohort_case import Case, Points, read_case, read_reference
+from lmreg_jax.cohort_case import Case, Points, Reference, read_case, read_reference
 from lmreg_jax.cohort_lungs import Lungs, read_lungs
 from lmreg_jax.cohort_options import Options
 from lmreg_jax.cohort_table import SPLITS, Row
@@ -27,25 +27,63 @@ Out = TypeVar("Out")
 THREADS = min(2, os.cpu_count() or 1)  # scipy.ndimage and zlib let go of the interpreter's lock
 
 
-def prepare(
-    rows: list[Row], options: Options, progress: bool
-) -> tuple[tuple[Case, ...], dict[str, Any]]:
-    """Reads, aligns and resamples all cases; with them the values that belong to the whole."""
-    landmarks = [_points(row.landmarks) for row in rows]
-    points = [_points(row.points) for row in rows]
+class Ready(NamedTuple):
+    """A case whose small files have been read."""
+
+    row: Row
+    landmarks: Points
+    points: Points
+    lungs: Lungs | None
+
+
+def prepare(rows: list[Row], options: Options, progress: bool) -> tuple[tuple[Case, ...], dict[str, Any]]:
+    """Reads, aligns and resamples all cases; with them the values that belong to the whole.
+
+    Under policy "skip", a case that cannot be read or used is left out, its reason kept among the
+    values; under "strict" it raises InputError.
+    """
+    skipped: dict[str, str] = {}
+
+    def or_skipped(function: Callable[[In], Out], name: Callable[[In], str]) -> Callable[[In], Out | None]:
+        def guarded(item: In) -> Out | None:
+            try:
+                return function(item)
+            except InputError as error:
+                if options.policy == "strict":
+                    raise
+                skipped[name(item)] = str(error)
+                return None
+
+        return guarded
+
+    def read_small(row: Row) -> Ready:
+        return Ready(row, _points(row.landmarks), _points(row.points), read_lungs(row, options))
+
+    found = _map(or_skipped(read_small, lambda row: row.name), rows, "lungs", progress)
+    ready = [case for case in found if case is not None]
     names = (
-        _shared_names([row.landmarks for row in rows], landmarks, options.landmark_names),
-        _shared_names([row.points for row in rows], points, ()),
+        _shared_names([c.row.landmarks for c in ready], [c.landmarks for c in ready], options.landmark_names),
+        _shared_names([c.row.points for c in ready], [c.points for c in ready], ()),
     )
-    lungs = _map(lambda row: read_lungs(row, options), rows, "lungs", progress)
-    chosen = _choose_reference(rows, lungs, options.reference)
-    reference = read_reference(rows[chosen], lungs[chosen], options)
-    cases = _map(
-        lambda i: read_case(rows[i], lungs[i], landmarks[i], points[i], names, reference, options),
-        range(len(rows)),
-        "cases",
-        progress,
-    )
+
+    def of_reference(case: Ready) -> Reference:
+        return read_reference(case.row, case.lungs, options)
+
+    reference = None
+    while reference is None:
+        if not ready:
+            raise InputError(f"none of {len(rows)} cases can be used: {next(iter(skipped.values()))}")
+        chosen = _choose_reference([c.row for c in ready], [c.lungs for c in ready], options.reference)
+        reference = or_skipped(of_reference, lambda c: c.row.name)(ready[chosen])
+        if reference is None:
+            ready.pop(chosen)
+    common = reference
+
+    def read_whole(case: Ready) -> Case:
+        return read_case(case.row, case.lungs, case.landmarks, case.points, names, common, options)
+
+    made = _map(or_skipped(read_whole, lambda c: c.row.name), ready, "cases", progress)
+    cases = [case for case in made if case is not None]
     shifted = [case.name for case in cases if case.alignment == "none"]
     if shifted and options.alignment != "none":
         log.warning(
@@ -59,13 +97,12 @@ def prepare(
         "point_names": names[1],
         "affine": reference.affine.tolist(),
         "reference": reference.name,
+        "skipped": {row.name: skipped[row.name] for row in rows if row.name in skipped},
     }
     return tuple(cases), values
 
 
-def _map(
-    function: Callable[[In], Out], items: Iterable[In], title: str, progress: bool
-) -> list[Out]:
+def _map(function: Callable[[In], Out], items: Iterable[In], title: str, progress: bool) -> list[Out]:
     """function over items in their order, on THREADS threads; the first error stops the rest."""
     todo = list(items)
     with ThreadPoolExecutor(THREADS) as pool:
@@ -112,7 +149,10 @@ def _choose_reference(rows: list[Row], lungs: Sequence[Lungs | None], name: str)
     where there is no training case; a test case only where it is named.
     """
     if name:
-        return [row.name for row in rows].index(name)
+        known_names = [row.name for row in rows]
+        if name not in known_names:
+            raise InputError(f"reference {name!r} was skipped: it cannot be read; name another one")
+        return known_names.index(name)
     for split in SPLITS[:2]:
         members = [i for i, row in enumerate(rows) if row.split == split]
         known = {i: found for i in members if (found := lungs[i]) is not None}

@@ -11,6 +11,7 @@ from __future__ import annotations
 import difflib
 import itertools
 import logging
+from collections.abc import Collection
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import NamedTuple
 
@@ -22,6 +23,10 @@ log = logging.getLogger(__name__)
 SPLITS = ("train", "validation", "test")
 FILES = ("image", "lungs", "lobes", "landmarks", "points")
 IMAGES = (".nii", ".nii.gz")
+
+
+class MissingFile(InputError):
+    """A file that the table names is not there."""
 
 
 class Row(NamedTuple):
@@ -40,9 +45,12 @@ class Row(NamedTuple):
         return [path for field in FILES if (path := getattr(self, field)) is not None]
 
 
-def read_cases(root: Path, *, allow_outside_root: bool = False) -> list[Row]:
+def read_cases(
+    root: Path, *, allow_outside_root: bool = False, skipped: dict[str, str] | None = None
+) -> list[Row]:
     """The cases of cases.csv (or of a bare folder of images), in its order; files are not opened.
 
+    skipped: where given, cases with a missing file are left out and noted there, name to reason.
     Raises InputError on duplicate names, unknown splits, files that are missing or lie outside
     `root`, and tables without a case.
     """
@@ -61,16 +69,20 @@ def read_cases(root: Path, *, allow_outside_root: bool = False) -> list[Row]:
         seen[name] = line
         split = cells.get("split", "").lower() or "train"
         if split not in SPLITS:
-            raise InputError(
-                f"{where}: split {split!r} of case {name!r}; one of {', '.join(SPLITS)}"
-            )
+            raise InputError(f"{where}: split {split!r} of case {name!r}; one of {', '.join(SPLITS)}")
         if not cells["image"]:
             raise InputError(f"{where}: case {name!r} names no image")
-        paths = {
-            column: _file(root, cells[column], where, column, allow_outside_root)
-            for column in FILES
-            if cells.get(column)
-        }
+        try:
+            paths = {
+                column: _file(root, cells[column], where, column, allow_outside_root)
+                for column in FILES
+                if cells.get(column)
+            }
+        except MissingFile as error:
+            if skipped is None:
+                raise
+            skipped[name] = str(error)
+            continue
         rows.append(Row(name, split, **paths))
     if not rows:
         raise InputError(f"{table}: no case in it; add a line for each: case,split,image,...")
@@ -78,9 +90,12 @@ def read_cases(root: Path, *, allow_outside_root: bool = False) -> list[Row]:
     return rows
 
 
-def read_pairs(root: Path, rows: list[Row]) -> tuple[tuple[str, str], ...] | None:
+def read_pairs(
+    root: Path, rows: list[Row], skipped: Collection[str] = ()
+) -> tuple[tuple[str, str], ...] | None:
     """The (fixed, moving) names of pairs.csv in its order, or None without that file.
 
+    skipped: names of cases that were left out; their pairs are left out as well.
     Raises InputError on unknown names, a case paired with itself, duplicates, and on pairs whose
     cases are of different splits (a test case must not be seen in training).
     """
@@ -91,6 +106,8 @@ def read_pairs(root: Path, rows: list[Row]) -> tuple[tuple[str, str], ...] | Non
     pairs: list[tuple[str, str]] = []
     for line, cells in read_table(table, required=("fixed", "moving")):
         where, pair = f"{table}, line {line}", (cells["fixed"], cells["moving"])
+        if set(pair) & set(skipped):
+            continue
         for name in pair:
             if name not in splits:
                 close = difflib.get_close_matches(name, splits, 1)
@@ -116,12 +133,8 @@ def _bare_folder(root: Path) -> list[Row]:
         raise InputError(f"{root}: holds neither cases.csv nor a .nii or .nii.gz image")
     for first, second in itertools.pairwise(names):
         if first == second:
-            raise InputError(
-                f"{root}: {first}.nii and {first}.nii.gz are one case twice; remove one"
-            )
-    return [
-        Row(_checked_name(n, str(root)), "train", p) for n, p in zip(names, images, strict=True)
-    ]
+            raise InputError(f"{root}: {first}.nii and {first}.nii.gz are one case twice; remove one")
+    return [Row(_checked_name(n, str(root)), "train", p) for n, p in zip(names, images, strict=True)]
 
 
 def _checked_name(name: str, where: str) -> str:
@@ -140,8 +153,12 @@ def _file(root: Path, cell: str, where: str, column: str, allow_outside_root: bo
             "folder, or read the cohort with allow_outside_root=True"
         )
     full = root / path
-    if not full.is_file():
-        raise InputError(f"{where}: {column} {full} does not exist")
+    try:
+        there = full.is_file()
+    except OSError as error:  # A name longer than the system takes.
+        raise InputError(f"{where}: {column} {cell!r} is no file name ({error.strerror})") from None
+    if not there:
+        raise MissingFile(f"{where}: {column} {full} does not exist")
     return full
 
 

@@ -28,7 +28,8 @@ def enable() -> Path | None:
     run what he likes. A folder of somebody else, or one that others may write to, is not used.
     """
     wanted = os.environ.get(VARIABLE, "")
-    if wanted.lower() in ("off", "0", "no", "false") or jax.config.jax_compilation_cache_dir:
+    given = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
+    if given or wanted.lower() in ("off", "0", "no", "false"):
         return None
     folder = Path(wanted) if wanted else _default()
     try:

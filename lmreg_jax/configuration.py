@@ -27,6 +27,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "data.window_kind": ("hu", "percentile"),
     "data.alignment": ("auto", "elastix", "moments", "none", "identity"),
     "data.lungs": ("auto", "file", "segment", "none"),
+    "data.policy": ("strict", "skip"),
     "model.field_stride": (1, 2, 4),
     "model.normalisation": ("none", "instance"),
     "model.dtype": ("float32", "bfloat16"),
@@ -103,7 +104,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
         raise InputError(
             f"config.data.spacing_mm is {config.data.spacing_mm!r}; one number or (x, y, z) is needed"
         )
-    if not 0 <= config.data.validation < 1:
+    if not all(0 <= share < 1 for share in _numbers("data.validation", _get(config, "data.validation"))):
         raise InputError(
             f"config.data.validation is {config.data.validation!r}; a share from 0 to below 1 is needed"
         )
@@ -125,7 +126,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
             f"config.train.pairs_per_batch is {config.train.pairs_per_batch}; with both_orders it must"
             " be even (each pair stands in the batch in both orders)"
         )
-    window = _numbers("data.window", config.data.window)
+    window = _numbers("data.window", _get(config, "data.window"))
     if len(window) != 2 or not window[0] < window[1]:
         raise InputError(f"config.data.window is {config.data.window}; (low, high) with low < high is needed")
 
@@ -154,7 +155,8 @@ def initial_params(config: ml_collections.ConfigDict) -> Any:
 def objective(config: ml_collections.ConfigDict, coarser: int = 1) -> Objective:
     """Eq. 7 with the constants of `config.objective`, on a grid that many times coarser."""
     x, y, z = spacing_mm(config)
-    return Objective(**config.objective.to_dict(), spacing_mm=(x * coarser, y * coarser, z * coarser))
+    values = _known("objective", config.objective.to_dict(), Objective._fields)
+    return Objective(**values, spacing_mm=(x * coarser, y * coarser, z * coarser))
 
 
 def augment(
@@ -163,7 +165,8 @@ def augment(
     """The random change of a pair that `config.augment` asks for; None where all of it is 0."""
     x, y, z = spacing_mm(config)
     spacing = (x * coarser, y * coarser, z * coarser)
-    options = Augmentation(**config.augment.to_dict(), spacing_mm=spacing)
+    values = _known("augment", config.augment.to_dict(), Augmentation._fields)
+    options = Augmentation(**values, spacing_mm=spacing)
     return None if is_off(options) else partial(augment_pair, options=options)
 
 
@@ -213,7 +216,7 @@ def read(file: Path) -> ml_collections.ConfigDict:
         raise InputError(
             f"{file.parent}: no {file.name} there; a folder that experiments.train wrote is needed"
         ) from None
-    except (ValueError, TypeError, AttributeError, OSError) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError, OSError) as error:
         raise InputError(
             f"{file}: not a readable configuration ({error}); restore it, or give another folder"
         ) from None
@@ -238,6 +241,15 @@ def _get(config: ml_collections.ConfigDict, name: str) -> Any:
             raise InputError(f"config.{name} is missing; experiments/lung.py lists all values")
         config = config[part]
     return config
+
+
+def _known(section: str, values: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    """The values; InputError on a name that is none of `names`."""
+    unknown = [name for name in values if name not in names]
+    if unknown:
+        known = ", ".join(names)
+        raise InputError(f"config.{section}.{unknown[0]} is no value of this version; it has {known}")
+    return values
 
 
 def _numbers(name: str, value: Any) -> tuple[Any, ...]:

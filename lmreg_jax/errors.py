@@ -9,12 +9,20 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
+LONGEST = 2000  # characters of a message: one that quotes a broken file could be as long as that
+
 
 class InputError(ValueError):
     """A user's input cannot be used.
 
     The message is shown as it is: it names the file or value, says what was needed and what to do.
     """
+
+    def __init__(self, message: str = "") -> None:
+        if len(message) > LONGEST:
+            half = LONGEST // 2
+            message = f"{message[:half]} [...] {message[-half:]}"
+        super().__init__(message)
 
 
 def exits_cleanly(main: Callable[..., T]) -> Callable[..., T]:

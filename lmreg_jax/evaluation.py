@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from lmreg_jax import metrics
+from lmreg_jax.cohort_cache import fresh
 from lmreg_jax.cohort_case import images_of_pair
 from lmreg_jax.errors import InputError
 from lmreg_jax.metrics import PairResult, Summary
@@ -82,7 +83,7 @@ def evaluate_pairs(
     a displacement of another shape or with a value that is not finite.
     """
     results: list[PairResult] = []
-    for fixed, moving in tqdm(list(_cases(cohort, pairs)), "evaluating", disable=not progress):
+    for fixed, moving in tqdm(_cases(cohort, pairs), "evaluating", len(pairs), disable=not progress):
         if not results:
             _called(register, fixed, moving)
         displacement, seconds = _timed(register, fixed, moving)
@@ -162,7 +163,7 @@ def write_figures(
     known = any(Summary.of(result.tre_mm).n for result in results)
     written = [figures.tre_plot(folder / "tre.png", results)] if known else []
     for title, result in _shown(results).items():
-        fixed, moving = cohort.case(result.fixed), cohort.case(result.moving)
+        fixed, moving = fresh(cohort.case(result.fixed)), fresh(cohort.case(result.moving))
         images = images_of_pair(fixed, moving)
         answer = register(*images)
         written += figures.pair(
@@ -194,8 +195,9 @@ def _shown(results: Sequence[PairResult]) -> dict[str, PairResult]:
 
 
 def _cases(cohort: Cohort, pairs: Pairs) -> Iterator[tuple[Case, Case]]:
-    for fixed, moving in pairs:
-        yield cohort.case(fixed), cohort.case(moving)
+    """The pairs' cases; names are looked up at once, arrays read from disk (and checked) in turn."""
+    known = [(cohort.case(fixed), cohort.case(moving)) for fixed, moving in pairs]
+    return ((fresh(fixed), fresh(moving)) for fixed, moving in known)
 
 
 def _called(register: Register, fixed: Case, moving: Case) -> NDArray[Any]:
@@ -248,7 +250,7 @@ def _cell(value: float) -> str:
 
 
 def _as_json(results: Sequence[PairResult], cohort: Cohort) -> dict[str, Any]:
-    return _plain(
+    return plain(
         {
             "cohort": {
                 "cases": len(cohort.cases),
@@ -292,12 +294,12 @@ def _pair_json(result: PairResult, cohort: Cohort) -> dict[str, Any]:
     }
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Python's own types for `json`; what is not known (NaN) becomes null."""
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple | np.ndarray):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     number = value.item() if isinstance(value, np.generic) else value
     return None if isinstance(number, float) and not np.isfinite(number) else number
 

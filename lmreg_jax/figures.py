@@ -137,12 +137,12 @@ def overview(
         f"before: mean |difference| {np.abs(fixed - moving).mean():.3f}",
         f"after: mean |difference| {np.abs(fixed - warped).mean():.3f}",
     ]
-    figure, lines = _planes_figure(fixed.shape, spacing_mm, where, heads, title)
+    figure, lines = planes_figure(fixed.shape, spacing_mm, where, heads, title)
     for view, line in lines:
         f, m, w = (np.clip(view.picture(volume), 0, 1) for volume in (fixed, moving, warped))
         pictures = [f, m, w, np.stack([f, m, m], -1), np.stack([f, w, w], -1)]
         for axes, picture in zip(line, pictures, strict=True):
-            _show(axes, view, picture)
+            show(axes, view, picture)
         _near_points(line[0], view, fixed_points, BEFORE)
         _near_points(line[1], view, moving_points, MATCH)
         _near_points(line[2], view, fixed_points, BEFORE)
@@ -152,7 +152,7 @@ def overview(
     if fixed_points is not None and np.isfinite(fixed_points).any():
         note += f"; circles: landmarks within {NEAR_MM:g} mm of the plane, of fixed and of moving"
     figure.supxlabel(note, fontsize=9)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def field(
@@ -177,27 +177,27 @@ def field(
         f"the fixed image's {GRID_MM:g} mm grid carried into moving",
         f"Jacobian determinant; folded (yellow) {metrics.folding_percent(determinant):.3g} %",
     ]
-    figure, lines = _planes_figure(fixed.shape, spacing_mm, where, heads, title)
+    figure, lines = planes_figure(fixed.shape, spacing_mm, where, heads, title)
     for view, (far, grid, volume) in lines:
         f = view.picture(fixed)
         # Colour times brightness: unlike transparency it keeps the hue that the bar explains.
         colour = colormaps["turbo"](np.clip(view.picture(length) / top, 0, 1))[..., :3]
-        _show(far, view, colour * (0.5 + 0.5 * np.clip(f, 0, 1))[..., None])
-        _arrows(far, view, displacement)
-        _show(grid, view, f if moving is None else view.picture(moving), vmax=1.3)
+        show(far, view, colour * (0.5 + 0.5 * np.clip(f, 0, 1))[..., None])
+        arrows(far, view, displacement)
+        show(grid, view, f if moving is None else view.picture(moving), vmax=1.3)
         _deformed_grid(grid, view, displacement)
         det = np.ma.masked_less_equal(view.picture(determinant), 0)
-        _show(volume, view, det, cmap="RdBu_r", norm=LogNorm(0.25, 4))
+        show(volume, view, det, cmap="RdBu_r", norm=LogNorm(0.25, 4))
         volume.set_facecolor("yellow")
-        _outline(volume, view, f)
+        outline(volume, view, f)
     columns = list(zip(*(line for _, line in lines), strict=True))
-    _bar(figure, columns[0], "turbo", Normalize(0, top), "displacement, mm")
-    bar = _bar(figure, columns[2], "RdBu_r", LogNorm(0.25, 4), "volume in moving / volume in fixed")
+    colour_bar(figure, columns[0], "turbo", Normalize(0, top), "displacement, mm")
+    bar = colour_bar(figure, columns[2], "RdBu_r", LogNorm(0.25, 4), "volume in moving / volume in fixed")
     bar.set_ticks([0.25, 0.5, 1, 2, 4], labels=["1/4", "1/2", "1", "2", "4"])
     bar.minorticks_off()
     note = "an arrow runs from a point of the fixed image to its match in the moving image"
     figure.supxlabel(note, fontsize=9)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def landmarks(
@@ -230,7 +230,7 @@ def landmarks(
         view = _view(moving.shape, spacing_mm, axis)
         seen = np.concatenate([view.at(points) for points in (p, carried, q)])
         for axes, points, colour in zip(line, (p, carried), (BEFORE, AFTER), strict=True):
-            _show(axes, view, _radiograph(view, moving), interpolation="bilinear")
+            show(axes, view, _radiograph(view, moving), interpolation="bilinear")
             _errors(axes, view.at(points), view.at(q), colour)
             _zoom(axes, view, seen)
             if axis == 1:
@@ -241,7 +241,7 @@ def landmarks(
     figure.suptitle(title, fontsize=11)
     note = "x: landmark in the moving image; o: the fixed image's landmark, before and carried over"
     figure.supxlabel(note, fontsize=9)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def tre_plot(path: str | Path, results: Sequence[PairResult]) -> Path:
@@ -264,7 +264,7 @@ def tre_plot(path: str | Path, results: Sequence[PairResult]) -> Path:
                 )
         axes.axhline(len(results) - 0.5, color="black", linewidth=0.8)
         axes.set_title(kind, fontsize=10, loc="left")
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def loss_curves(path: str | Path, csv_path: str | Path) -> Path:
@@ -299,7 +299,7 @@ def loss_curves(path: str | Path, csv_path: str | Path) -> Path:
         axes.tick_params(labelsize=7)
         axes.grid(alpha=0.3)
     figure.supxlabel("step", fontsize=9)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def _read_scalars(path: Path) -> dict[str, Array]:
@@ -321,19 +321,23 @@ def _view(shape: Sequence[int], spacing_mm: Spacing, axis: int, position: int = 
     return View((x, y, z), (a, b, c), axis, position)
 
 
-def _planes_figure(
+def planes_figure(
     shape: Sequence[int],
     spacing_mm: Spacing,
     where: tuple[int, int, int] | None,
     heads: Sequence[str],
     title: str,
+    inches: float | None = None,
 ) -> tuple[Figure, list[tuple[View, list[Axes]]]]:
-    """A figure with a column for each of `heads` and a line for each of PLANES, at one scale."""
+    """A figure with a column for each of `heads` and a line for each of PLANES, at one scale.
+
+    inches: the width of a column.
+    """
     where = cut(shape) if where is None else where
     views = [_view(shape, spacing_mm, axis, where[axis]) for axis in PLANES.values()]
     heights = [view.size_mm[1] for view in views]
     width = max(view.size_mm[0] for view in views)
-    inches = 2.9 if len(heads) > 3 else 3.6
+    inches = inches or (2.9 if len(heads) > 3 else 3.6)
     size = len(heads) * inches + 0.3, sum(heights) * inches / width + 1.2
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(len(views), len(heads), height_ratios=heights, squeeze=False)
@@ -345,7 +349,7 @@ def _planes_figure(
     return figure, [(view, list(line)) for view, line in zip(views, axes, strict=True)]
 
 
-def _show(axes: Axes, view: View, picture: Array, **look: Any) -> AxesImage:
+def show(axes: Axes, view: View, picture: Array, **look: Any) -> AxesImage:
     """A picture in mm, with the letters of its four sides; grey from 0 to 1 unless told."""
     across, up = view.size_mm
     grey = {} if "cmap" in look else {"cmap": "gray", "vmin": 0, "vmax": look.pop("vmax", 1)}
@@ -381,7 +385,7 @@ def _near_points(axes: Axes, view: View, points: Array | None, colour: str) -> N
     axes.plot(*near.T, "o", color=colour, markersize=6, fillstyle="none", markeredgewidth=1.2)
 
 
-def _arrows(axes: Axes, view: View, displacement: Array) -> None:
+def arrows(axes: Axes, view: View, displacement: Array) -> None:
     """In-plane displacement, at its true length, every ARROW_MM."""
     start = view.at(np.moveaxis(np.indices(view.shape), 0, -1).take(view.position, view.axis))
     end = view.carried(displacement)
@@ -427,7 +431,7 @@ def _zoom(axes: Axes, view: View, seen: Array) -> None:
     axes.set(xlim=(x - half, x + half), ylim=(y + half, y - half), facecolor="black")
 
 
-def _outline(axes: Axes, view: View, picture: Array) -> None:
+def outline(axes: Axes, view: View, picture: Array) -> None:
     """The contours of body and lungs, for orientation."""
     across, up = view.size_mm
     smooth = ndimage.gaussian_filter(picture.astype(np.float64), 1)
@@ -449,7 +453,7 @@ def _dumbbells(axes: Axes, names: Sequence[str], before: Any, after: Any) -> Non
     axes.update_datalim([(0, 0)])  # so that lengths can be compared: the axis starts at 0
 
 
-def _bar(
+def colour_bar(
     figure: Figure, column: Sequence[Axes], cmap: str, norm: Normalize, label: str
 ) -> Colorbar:
     """A colour bar below a column of axes."""
@@ -462,7 +466,7 @@ def _bar(
     return bar
 
 
-def _save(figure: Figure, path: str | Path) -> Path:
+def save(figure: Figure, path: str | Path) -> Path:
     """PNG, whole or not at all."""
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=120, format="png")

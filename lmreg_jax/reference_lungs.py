@@ -55,7 +55,7 @@ def read(workdir: Path) -> ReferenceLungs | None:
         lungs = ReferenceLungs(*(np.array(values[k], np.float64) for k in ReferenceLungs._fields))
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError, OSError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError, OSError) as error:
         raise InputError(f"{file}: damaged ({error}); copy the model's folder again") from None
     if any(v.shape != (3,) or not np.isfinite(v).all() for v in lungs) or lungs.sd_mm.min() <= 0:
         raise InputError(f"{file}: three finite means and three sd above 0 are needed; copy it again")

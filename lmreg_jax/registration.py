@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from lmreg_jax import checkpoint, configuration, fields
+from lmreg_jax import checkpoint, configuration, fields, model_files
 from lmreg_jax.errors import InputError
 from lmreg_jax.objective import displacement_of, field_stride
 
@@ -99,13 +99,18 @@ def registrar(config: Any, params: Any, source: str = "") -> Registrar:
     return Registrar(jax.jit(pure), params, config, source)
 
 
-def load(workdir: str | Path) -> Registrar:
-    """The trained model of a training's folder: its best checkpoint by validation TRE.
+def load(folder: str | Path | None = None) -> Registrar:
+    """The trained model of a training's folder (its best checkpoint by validation TRE), or of an
+    exported model's folder (see `model_files`); without an argument, the one that is shipped.
 
-    Raises InputError where the folder holds no training or no checkpoint.
+    Raises InputError where the folder holds neither, or where its files are damaged.
     """
-    workdir = Path(workdir)
-    config = configuration.read(workdir / configuration.FILE)
-    like = jax.eval_shape(lambda: configuration.initial_params(config))
-    source, params = checkpoint.load_params(workdir, like)
+    folder = model_files.DEFAULT if folder is None else Path(folder)
+    if model_files.is_model(folder):
+        config, params = model_files.load(folder)
+        source = model_files.PARAMS
+    else:
+        config = configuration.read(folder / configuration.FILE)
+        like = jax.eval_shape(lambda: configuration.initial_params(config))
+        source, params = checkpoint.load_params(folder, like)
     return registrar(config, jax.tree.map(jnp.asarray, params), source)

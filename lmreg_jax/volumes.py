@@ -45,6 +45,7 @@ log = logging.getLogger(__name__)
 Array = NDArray[Any]
 
 MAX_VOXELS = 2**31  # 1290 voxels a side; a header that claims more is taken for a broken one
+MAX_EXTENSION = 2**24  # bytes of a NIfTI header extension
 MAX_INFLATION = 1032  # deflate cannot do better than 1032 : 1, so a .gz bounds what it can hold
 SPACING_LIMITS = (1e-3, 1e3)  # mm
 MILLIMETRES = {"meter": 1e3, "micron": 1e-3}  # NIfTI's length units other than mm
@@ -134,12 +135,27 @@ def _open(path: Path) -> Any:
     if not path.is_file():
         raise InputError(f"{path}: not a file; name one .nii or .nii.gz image")
     try:
+        _check_extension(path)
         image: Any = nib.load(path)
     except DAMAGE as error:
+        if isinstance(error, InputError):
+            raise
         raise InputError(f"{path}: not a readable NIfTI image ({reason(error)})") from error
     if not isinstance(image, nib.nifti1.Nifti1Pair):
         raise InputError(f"{path}: a {type(image).__name__}, not NIfTI; convert it to .nii.gz")
     return image
+
+
+def _check_extension(path: Path) -> None:
+    """Refuses a header extension of a size that no program writes: nibabel would ask for all of it."""
+    if not path.name.endswith((".nii", ".nii.gz")):
+        return
+    with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
+        start = file.read(360)
+    big = start[:2] == b"\0\0"  # of the first field, the header's size
+    size = int.from_bytes(start[352:356], "big" if big else "little", signed=True)
+    if start[348:349] not in (b"", b"\0") and size > MAX_EXTENSION:
+        raise InputError(f"{path}: the header claims an extension of {size} bytes; it is damaged")
 
 
 def _checked_shape(path: Path, image: Any) -> tuple[int, int, int]:
@@ -158,8 +174,8 @@ def _checked_shape(path: Path, image: Any) -> tuple[int, int, int]:
     data_path = Path(image.file_map["image"].filename or path)
     size = data_path.stat().st_size if data_path.exists() else 0
     packed = data_path.suffix.lower() in (".gz", ".bz2", ".zst")
-    holds = size * MAX_INFLATION if packed else size - int(image.dataobj.offset)
-    if voxels > MAX_VOXELS or voxels * dtype.itemsize > holds:
+    needed = int(image.dataobj.offset) + voxels * dtype.itemsize
+    if voxels > MAX_VOXELS or needed > size * (MAX_INFLATION if packed else 1):
         raise InputError(
             f"{path}: the header claims {shape} voxels of {dtype}, more than the {size} bytes of "
             "the file can hold; it is truncated or its header is damaged: copy or export it again"
@@ -167,9 +183,17 @@ def _checked_shape(path: Path, image: Any) -> tuple[int, int, int]:
     return shape[0], shape[1], shape[2]
 
 
+def unit_mm(image: Any) -> float:
+    """The header's unit of length in mm; mm where it gives none or one that is not known."""
+    try:
+        return MILLIMETRES.get(image.header.get_xyzt_units()[0], 1.0)
+    except KeyError:  # nibabel, at a code that NIfTI does not define
+        return 1.0
+
+
 def _checked_affine(path: Path, image: Any) -> Array:
     affine = np.array(image.affine, np.float64)
-    affine[:3] *= MILLIMETRES.get(image.header.get_xyzt_units()[0], 1.0)
+    affine[:3] *= unit_mm(image)
     if not np.isfinite(affine).all():
         raise InputError(f"{path}: the header's affine is not finite; export the image again")
     edges = spacing(affine)

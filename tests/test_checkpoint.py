@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -81,9 +83,7 @@ def test_metrics_come_back(tmp_path: Path) -> None:
         (state()._replace(optimiser=optax.sgd(1.0).init(state().params)), "optimiser/0"),
     ],
 )
-def test_another_architecture_or_optimiser_is_refused(
-    like: Any, message: str, tmp_path: Path
-) -> None:
+def test_another_architecture_or_optimiser_is_refused(like: Any, message: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"another architecture.*" + message):
         restored(saved(tmp_path, 1), like)
 
@@ -98,23 +98,109 @@ def test_parameters_are_those_of_the_best_else_of_the_latest(tmp_path: Path) -> 
     assert checkpoint.load_params(saved(tmp_path, 2, name="best"), like)[0] == "best/2"
 
 
-# orbax leaves a thread behind where a file that it reads is gone.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.parametrize("damage", ["emptied", "arrays", "cut"])
-def test_a_damaged_checkpoint_is_named(damage: str, tmp_path: Path) -> None:
-    """Its folder is named in one readable sentence, and the one before it serves when it is gone."""
-    saved(tmp_path, 1, 2)
-    folder = tmp_path / "checkpoints/2"
-    if damage == "arrays":
+def damage(folder: Path, how: str) -> None:
+    """What a broken disk, a full one or a careless hand does to a checkpoint's folder."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    if how == "arrays gone":
         for name in ("d", "ocdbt.process_0"):
             for path in folder.rglob(name):
                 shutil.rmtree(path)
+    elif how == "bit flipped":
+        # Found by its content: the folder layout is orbax's own affair.
+        path = max((p for p in files if p.parent.name == "d"), key=lambda p: p.stat().st_size)
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(bytes(content))
     else:
-        for path in [p for p in folder.rglob("*") if p.is_file()]:
-            path.write_bytes(path.read_bytes()[: 0 if damage == "emptied" else 10])
-    with pytest.raises(InputError, match=r"checkpoints/2: cannot be read as a checkpoint"):
-        restored(tmp_path, state())
-    with pytest.raises(InputError, match=r"checkpoints/2: cannot be read as a checkpoint"):
-        checkpoint.load_params(tmp_path, state().params)
-    shutil.rmtree(folder)
+        for path in files:
+            path.write_bytes(path.read_bytes()[: 0 if how == "emptied" else 10])
+
+
+DAMAGES = ("emptied", "cut", "arrays gone", "bit flipped")
+# orbax leaves a thread behind where a file that it reads is gone.
+leaves_threads = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@leaves_threads
+@pytest.mark.parametrize("how", DAMAGES)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
+    how: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    saved(tmp_path, 1, 2)
+    damage(tmp_path / "checkpoints/2", how)
+    source, params = checkpoint.load_params(tmp_path, state().params)
+    assert source == "checkpoints/1"
+    np.testing.assert_array_equal(params["params"]["mean"]["kernel"], np.float32(1 / 7))
+    assert re.search(r"checkpoints/2: .*; checkpoints/1 is used instead", caplog.text)
+    caplog.clear()
     assert restored(tmp_path, state())[0] == 1
+    assert re.search(r"checkpoints/2: .*moved to .*damaged.*step 1 is used", caplog.text)
+    assert len(list((tmp_path / "damaged").iterdir())) == 1
+    saved(tmp_path, 2)  # Its step is free again.
+    assert restored(tmp_path, state())[0] == 2
+
+
+@leaves_threads
+def test_without_a_whole_checkpoint_nothing_is_guessed(tmp_path: Path) -> None:
+    saved(tmp_path, 1)
+    damage(tmp_path / "checkpoints/1", "cut")
+    for _ in range(2):  # Nothing is moved: a second start must not begin at 0 without a word.
+        with pytest.raises(InputError, match=r"checkpoints/1: .*no whole checkpoint before it"):
+            restored(tmp_path, state())
+    with pytest.raises(InputError, match=r"checkpoints/1: .*no other checkpoint"):
+        checkpoint.load_params(tmp_path, state().params)
+
+
+@leaves_threads
+def test_a_damaged_best_is_made_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    saved(saved(tmp_path, 3), 2, name="best")
+    damage(tmp_path / "best/2", "cut")
+    assert checkpoint.load_params(tmp_path, state().params)[0] == "checkpoints/3"
+    with checkpoint.store(tmp_path, checkpoint.BEST, 1) as store:
+        assert checkpoint.best_metrics(store) == {}
+    assert "a new one will be made" in caplog.text
+    assert not (tmp_path / "best/2").exists()
+
+
+def test_a_digest_knows_names_types_shapes_and_bits() -> None:
+    one = {"a": np.zeros((2, 3), np.float32), "b": np.int32(1)}
+    others: list[Any] = [
+        {"a": np.zeros((3, 2), np.float32), "b": np.int32(1)},
+        {"a": np.zeros((2, 3), np.int32), "b": np.int32(1)},
+        {"c": np.zeros((2, 3), np.float32), "b": np.int32(1)},
+        {"a": -np.zeros((2, 3), np.float32), "b": np.int32(1)},
+    ]
+    digests = [checkpoint.digest(tree).tobytes() for tree in (one, *others)]
+    assert len(set(digests)) == len(digests)
+    reordered = {name: one[name] for name in ("b", "a")}
+    assert checkpoint.digest(reordered).tobytes() == digests[0]
+
+
+def test_checkpoints_without_a_sum_are_still_read(tmp_path: Path) -> None:
+    """As they were written before there were sums."""
+    with checkpoint.store(tmp_path, checkpoint.BEST, 1) as store:
+        store.save(2, jax.device_get(state(step=2)), force=True, metrics={"tre_mm": 1.5})
+    with checkpoint.store(tmp_path, checkpoint.BEST, 1) as store:
+        assert checkpoint.best_metrics(store) == {"tre_mm": 1.5}
+        assert checkpoint.restore(store, state())[0] == 2
+
+
+def test_a_save_that_fails_names_the_reason_and_costs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk is full before orbax begins, or fills up while it writes."""
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with checkpoint.store(tmp_path, checkpoint.LATEST, 2) as store:
+        checkpoint.save(store, 1, state())
+        with monkeypatch.context() as patch, pytest.raises(InputError, match=r"step 2 .*No space left"):
+            patch.setattr(os, "posix_fallocate", full)
+            checkpoint.save(store, 2, state())
+        assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["1"]
+        with monkeypatch.context() as patch, pytest.raises(InputError, match=r"step 2 .*No space left"):
+            patch.setattr(type(store), "save", full)
+            checkpoint.save(store, 2, state())
+        checkpoint.save(store, 2, state(step=2))
+    assert restored(tmp_path, state())[0] == 2

@@ -1,0 +1,1 @@
+"""The `lmreg` command: two scans in, an alignment out."""

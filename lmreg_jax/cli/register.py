@@ -1,0 +1,197 @@
+"""`lmreg register`: two raw scans to a warped image, transforms in both directions, and a report."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lmreg_jax.errors import InputError
+
+if TYPE_CHECKING:
+    from lmreg_jax.pair_input import Side
+    from lmreg_jax.pair_registration import Model
+
+VARIABLE = "LMREG_MODEL"  # the model to use where the command names none
+EXAMPLE = """example:
+  lmreg register inhale.nii.gz exhale.nii.gz --output aligned --model runs/lung --refine 60
+
+FIXED and MOVING: chest CT in HU; .nii, .nii.gz, .mha, .nrrd, or the folder of a DICOM series.
+The moving scan is brought onto the fixed one, on the fixed scan's own grid. Written to --output:
+  warped.nii.gz                      the moving scan, aligned (HU)
+  transform.h5                       for resampling moving onto fixed (ITK, ANTs, 3D Slicer; LPS mm)
+  displacement.nii.gz                the same as a dense field on the fixed grid
+  inverse_transform.h5, inverse_displacement.nii.gz   for resampling fixed onto moving
+  jacobian.nii.gz, uncertainty.nii.gz, report.png, report.html, report.json
+
+Without --model (or LMREG_MODEL) the weights that come with the package are used: they have seen
+synthetic lungs only, so let --refine do its part. With --model none there is no network: the scans
+are aligned affinely, and --refine deforms them from there."""
+
+
+def add(subparsers: Any) -> None:
+    """Adds the subcommand to `lmreg`."""
+    parser = subparsers.add_parser(
+        "register",
+        help="align two raw chest CT scans",
+        description="Aligns a moving chest CT to a fixed one and writes the transform in both directions.",
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("fixed", metavar="FIXED", help="scan that stays as it is")
+    parser.add_argument("moving", metavar="MOVING", help="scan that is warped onto it")
+    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="a new folder")
+    parser.add_argument(
+        "--model", metavar="DIR", help="a training or model; 'none': no network (default: the shipped one)"
+    )
+    parser.add_argument(
+        "--refine", type=int, default=0, metavar="N", help="steps of optimisation on this pair (60 is plenty)"
+    )
+    parser.add_argument(
+        "--affine",
+        choices=("auto", "elastix", "moments", "none"),
+        default="auto",
+        help="affine step: by elastix (auto: where installed), lung moments, or a shift only (none)",
+    )
+    for role in ("fixed", "moving"):
+        parser.add_argument(
+            f"--{role}-mask", metavar="M", help=f"lungs of the {role} scan, on its grid (else segmented)"
+        )
+        parser.add_argument(
+            f"--{role}-landmarks", metavar="CSV", help=f"points of the {role} scan, for the report only"
+        )
+    parser.add_argument("--force", action="store_true", help="replace the results of an earlier run")
+    parser.add_argument("--quiet", action="store_true", help="no progress on the screen")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Reads, registers, writes; prints where the results are and the numbers that matter."""
+    from lmreg_jax import compilation_cache
+    from lmreg_jax.pair_output import FILES, check_output, new_folder, write_results
+
+    check_output(args.output, force=args.force, known=tuple(FILES))
+    if args.refine < 0:
+        raise InputError(f"--refine {args.refine}: 0 or more steps are needed")
+    if bool(args.fixed_landmarks) != bool(args.moving_landmarks):
+        raise InputError("--fixed-landmarks and --moving-landmarks belong together: give both or none")
+    compilation_cache.enable()
+    clock = Clock(quiet=args.quiet)
+    model = _model(args.model)
+    if model is None and not args.refine:
+        print(
+            "no model: affine alignment only (--model DIR for a network, --refine N to deform)",
+            file=sys.stderr,
+        )
+    fixed, moving, landmarks = _read(args, clock)
+    with new_folder(args.output, force=args.force) as folder:
+        from lmreg_jax.pair_registration import register_sides
+
+        found = register_sides(
+            fixed,
+            moving,
+            model,
+            refine=args.refine,
+            affine=args.affine,
+            say=clock.say,
+            progress=clock.progress,
+        )
+        numbers = write_results(
+            folder,
+            fixed,
+            moving,
+            found,
+            command=shlex.join(["lmreg", *sys.argv[1:]]),
+            model=model,
+            landmarks=landmarks,
+            seconds=clock.seconds,
+            say=clock.say,
+        )
+    _tell(args.output, numbers, clock)
+
+
+def _model(given: str | None) -> Model | None:
+    from lmreg_jax.model_files import DEFAULT
+    from lmreg_jax.pair_registration import load_model
+
+    name = given if given is not None else os.environ.get(VARIABLE, "")
+    return None if name == "none" else load_model(Path(name) if name else DEFAULT)
+
+
+def _read(args: argparse.Namespace, clock: Clock) -> tuple[Side, Side, Any]:
+    """Both scans with their lungs, and the landmarks of both or None."""
+    from lmreg_jax.pair_input import read_side
+    from lmreg_jax.point_checks import check_points
+    from lmreg_jax.points import read_points_any
+
+    if (
+        os.path.exists(args.fixed)
+        and os.path.exists(args.moving)
+        and os.path.samefile(args.fixed, args.moving)
+    ):
+        raise InputError(f"{args.fixed} and {args.moving}: one and the same; give two different scans")
+    sides, points = [], []
+    for role in ("fixed", "moving"):
+        clock.say(f"{role} scan and its lungs")
+        side = read_side(getattr(args, role), getattr(args, f"{role}_mask"))
+        sides.append(side)
+        file = getattr(args, f"{role}_landmarks")
+        if file:
+            found = read_points_any(file, side.scan)
+            check_points(file, found, side.scan)
+            points.append(found)
+    if points and not set(points[0]) & set(points[1]):
+        raise InputError(
+            f"{args.fixed_landmarks} and {args.moving_landmarks}: share no landmark name; names must match"
+        )
+    return sides[0], sides[1], (points[0], points[1]) if points else None
+
+
+def _tell(output: Path, numbers: dict[str, Any], clock: Clock) -> None:
+    for note in numbers["notes"]:
+        print(f"note: {note}", file=sys.stderr)
+    dice = ", ".join(f"{name} {value:.3f}" for name, value in numbers["dice"]["both"].items() if value)
+    print(f"lung Dice: {dice}; folding {numbers['regularity']['folding_percent']:.3g} %")
+    if "refinement" in numbers:
+        one, other = (numbers["refinement"][f"objective_{when}"]["total"] for when in ("before", "after"))
+        moved = numbers["motion"].get("refinement", numbers["motion"]["deformation"])
+        print(
+            f"refinement: objective {one:.4g} -> {other:.4g}; it moved the lungs by {moved['mean_mm']:.1f} mm"
+            f" in the mean, {moved['largest_mm']:.1f} mm at most"
+        )
+    if "landmarks" in numbers:
+        means = numbers["landmarks"]["mean_mm"].items()
+        print("landmarks, mean error: " + ", ".join(f"{name} {value:.2f} mm" for name, value in means))
+    print(f"{output}: written in {clock.total():.0f} s; look at {output / 'report.html'}")
+
+
+class Clock:
+    """Tells what is being done, on stderr, and keeps how long each took."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        self.quiet = quiet
+        self.begin = self.last = time.perf_counter()
+        self.doing = ""
+        self.seconds: dict[str, float] = {}
+
+    def say(self, doing: str) -> None:
+        """Starts the next thing to be done."""
+        now = time.perf_counter()
+        if self.doing:
+            self.seconds[self.doing] = round(self.seconds.get(self.doing, 0.0) + now - self.last, 2)
+        self.doing, self.last = doing, now
+        if not self.quiet:
+            print(f"{now - self.begin:6.1f} s  {doing}", file=sys.stderr, flush=True)
+
+    def progress(self, steps: Any) -> Any:
+        """A progress bar around the steps, where somebody can see it."""
+        from tqdm import tqdm
+
+        return tqdm(steps, leave=False, disable=True if self.quiet else None)
+
+    def total(self) -> float:
+        return time.perf_counter() - self.begin

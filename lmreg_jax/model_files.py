@@ -1,0 +1,87 @@
+"""A trained model as three small files that can be handed on: config, weights, place of the lungs.
+
+`config.json`, `params.npz` (arrays by their path in the network; nothing is pickled), `lungs.json`,
+and `SHA256SUMS` over them, which is verified before anything is read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from lmreg_jax import configuration, reference_lungs
+from lmreg_jax.errors import InputError
+from lmreg_jax.volumes import replacing
+
+PARAMS, SUMS = "params.npz", "SHA256SUMS"
+DEFAULT = Path(__file__).parent / "models" / "lung"  # the weights that come with the package
+
+
+def is_model(folder: Path) -> bool:
+    """Whether a folder holds an exported model (a training's folder holds checkpoints instead)."""
+    return (folder / PARAMS).is_file()
+
+
+def save(folder: Path, config: Any, params: Any, lungs: reference_lungs.ReferenceLungs | None) -> None:
+    """Writes the files and, last, their sums: a model is whole when its sums are there and right."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / SUMS).unlink(missing_ok=True)
+    with replacing(folder / configuration.FILE) as temporary:
+        temporary.write_text(configuration.to_json(config))
+    arrays: dict[str, Any] = {
+        _name(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    }
+    with replacing(folder / PARAMS) as temporary:
+        np.savez_compressed(temporary, **arrays)
+    names = [configuration.FILE, PARAMS]
+    if lungs is not None:
+        reference_lungs.write(folder, lungs)
+        names.append(reference_lungs.FILE)
+    with replacing(folder / SUMS) as temporary:
+        temporary.write_text("".join(f"{_sum(folder / name)}  {name}\n" for name in names))
+
+
+def load(folder: Path) -> tuple[Any, Any]:
+    """Config and parameters (numpy). Raises InputError where a file is missing or not as written."""
+    verify(folder)
+    config = configuration.read(folder / configuration.FILE)
+    like = jax.eval_shape(lambda: configuration.initial_params(config))
+    file = folder / PARAMS
+    try:
+        with np.load(file, allow_pickle=False) as found:
+            arrays = {name: found[name] for name in found.files}
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise InputError(f"{file}: cannot be read ({error}); copy the model again") from error
+    wanted = jax.tree_util.tree_leaves_with_path(like)
+    for path, leaf in wanted:
+        if arrays.get(_name(path), np.empty(0)).shape != leaf.shape:
+            raise InputError(f"{file}: {_name(path)} is missing or of another shape than {leaf.shape}")
+    return config, jax.tree.unflatten(jax.tree.structure(like), [arrays[_name(p)] for p, _ in wanted])
+
+
+def verify(folder: Path) -> str:
+    """The SHA-256 of the weights, after all files were held against SHA256SUMS; else InputError."""
+    try:
+        lines = (folder / SUMS).read_text().splitlines()
+    except (OSError, UnicodeDecodeError):
+        raise InputError(f"{folder}: no {SUMS} there; export the model again, or copy it whole") from None
+    sums = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+    if PARAMS not in sums or configuration.FILE not in sums:
+        raise InputError(f"{folder / SUMS}: does not name {PARAMS} and {configuration.FILE}")
+    for name, digest in sums.items():
+        if Path(name).name != name or not (folder / name).is_file() or _sum(folder / name) != digest:
+            raise InputError(f"{folder / name}: missing or changed (SHA-256 differs); copy the model again")
+    return sums[PARAMS]
+
+
+def _sum(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    return "/".join(str(getattr(key, "key", key)) for key in path)

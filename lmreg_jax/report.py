@@ -1,0 +1,188 @@
+"""The one-page picture of a registered pair (PNG): does it fit, how far did it move, is it plausible."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm, Normalize
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from lmreg_jax import figures, preprocess
+from lmreg_jax.figures import AFTER, BEFORE, PLANES, View
+from lmreg_jax.pair import Frame
+from lmreg_jax.pair_input import Side
+from lmreg_jax.pair_measures import uncertainty_on
+from lmreg_jax.pair_registration import Registered
+from lmreg_jax.transforms import (
+    Transform,
+    affine_transform,
+    dense_displacement,
+    jacobian,
+    warp_image,
+    warp_labels,
+)
+from lmreg_jax.volumes import Volume, apply_affine, resample
+
+Array = NDArray[Any]
+
+PICTURE_MM = 2.0
+MARGIN_MM = 35.0  # around the lungs: the chest wall
+SHOWN_HU = (-1000.0, 300.0)
+COLUMN_INCHES = 2.45
+
+
+class Picture(NamedTuple):
+    """All that the page shows, on one grid of PICTURE_MM around the fixed lungs.
+
+    fixed, affine, warped: [X, Y, Z] in [0, 1]; lungs_*: bool; deformation: [X, Y, Z, 3] mm beyond the
+    affine step; determinant; uncertainty: mm, -1 where unknown.
+    """
+
+    frame: Frame
+    fixed: Array
+    affine: Array
+    warped: Array
+    lungs_fixed: Array
+    lungs_affine: Array
+    lungs_warped: Array
+    deformation: Array
+    determinant: Array
+    uncertainty: Array
+
+
+def picture_frame(fixed: Side) -> Frame:
+    """A grid of PICTURE_MM around the fixed lungs, within the fixed scan."""
+    shape = np.array(fixed.scan.volume.data.shape)
+    corners = apply_affine(fixed.scan.volume.affine, np.indices((2, 2, 2)).reshape(3, -1).T * (shape - 1))
+    low, high = preprocess.bounding_box_mm(fixed.lungs)
+    low = np.maximum(low - MARGIN_MM, corners.min(axis=0))
+    high = np.minimum(high + MARGIN_MM, corners.max(axis=0))
+    x, y, z = np.maximum(np.floor((high - low) / PICTURE_MM).astype(int) + 1, 8)
+    grid = np.diag([PICTURE_MM, PICTURE_MM, PICTURE_MM, 1.0])
+    grid[:3, 3] = low
+    return Frame((int(x), int(y), int(z)), grid)
+
+
+def pictured(fixed: Side, moving: Side, found: Registered) -> Picture:
+    """Scans, lungs and fields of a pair on the page's grid."""
+    frame = picture_frame(fixed)
+    step = affine_transform(found.affine.pull)
+    back = affine_transform(np.linalg.inv(found.affine.pull))
+
+    def image(transform: Transform) -> Array:
+        hu = warp_image(transform, moving.scan.volume, frame.shape, frame.affine, fill=-1000.0)
+        return preprocess.window(hu, SHOWN_HU)
+
+    def lungs(transform: Transform) -> Array:
+        return warp_labels(transform, moving.lungs, frame.shape, frame.affine) > 0
+
+    beyond = found.forward._replace(post=back.post @ found.forward.post)
+    own = fixed.scan.volume
+    return Picture(
+        frame=frame,
+        fixed=preprocess.window(resample(own, frame.shape, frame.affine, fill=-1000.0), SHOWN_HU),
+        affine=image(step),
+        warped=image(found.forward),
+        lungs_fixed=resample(fixed.lungs, frame.shape, frame.affine, order=0, fill=0) > 0,
+        lungs_affine=lungs(step),
+        lungs_warped=lungs(found.forward),
+        deformation=np.concatenate(list(dense_displacement(beyond, frame.shape, frame.affine)), axis=2),
+        determinant=jacobian(found.forward, frame.shape, frame.affine),
+        uncertainty=uncertainty_on(found, frame.shape, frame.affine),
+    )
+
+
+def draw(path: str | Path, picture: Picture, lines: Sequence[str]) -> Path:
+    """The page, written whole or not at all; `lines`: the text above the pictures."""
+    where = _cut(picture)
+    known = picture.uncertainty >= 0
+    heads = [
+        *("fixed", "moving, affine step only", "moving, warped"),
+        *("before: red fixed, cyan moving", "after: grey where they agree"),
+        *("deformation", "Jacobian determinant", "predicted sd"),
+    ][: 8 if known.any() else 7]
+    figure, rows = figures.planes_figure(
+        picture.frame.shape, picture.frame.spacing, where, heads, "", inches=COLUMN_INCHES
+    )
+    length = np.linalg.norm(picture.deformation, axis=-1)
+    far = max(float(np.percentile(length, 99.5)), 1.0)
+    wide = max(float(np.percentile(picture.uncertainty[known], 99.5)), 0.1) if known.any() else 1.0
+    for view, axes in rows:
+        _images(axes, view, picture)
+        _colours(axes[5], view, length / far, picture.fixed, "turbo")
+        figures.arrows(axes[5], view, picture.deformation / picture.frame.spacing)
+        determinant = np.ma.masked_less_equal(view.picture(picture.determinant), 0)
+        figures.show(axes[6], view, determinant, cmap="RdBu_r", norm=LogNorm(0.25, 4))
+        axes[6].set_facecolor("yellow")
+        _contour(axes[6], view, picture.lungs_fixed, "black")
+        if known.any():
+            _colours(axes[7], view, picture.uncertainty / wide, picture.fixed, "viridis")
+    columns = list(zip(*(axes for _, axes in rows), strict=True))
+    figures.colour_bar(figure, columns[5], "turbo", Normalize(0, far), "beyond the affine step, mm")
+    bar = figures.colour_bar(figure, columns[6], "RdBu_r", LogNorm(0.25, 4), "moving / fixed volume")
+    bar.set_ticks([0.25, 0.5, 1, 2, 4], labels=["1/4", "1/2", "1", "2", "4"])
+    bar.minorticks_off()
+    if known.any():
+        figures.colour_bar(figure, columns[7], "viridis", Normalize(0, wide), "not calibrated, mm")
+    figure.suptitle("\n".join(lines), fontsize=10, ha="left", x=0.01)
+    figure.supxlabel(
+        "lines: lungs of the fixed scan (orange) and of the moving one (blue); arrows from a point of the"
+        " fixed scan to its match in the affinely aligned moving scan; folding in yellow",
+        fontsize=9,
+    )
+    return figures.save(figure, path)
+
+
+def _cut(picture: Picture) -> tuple[int, int, int]:
+    """Where the planes cross: in height and depth the lungs' middle, in x the middle of the right lung."""
+    x, y, z = np.argwhere(picture.lungs_fixed).mean(axis=0)
+    right = np.argwhere(picture.lungs_fixed[int(x) :])
+    return int(x + right[:, 0].mean()) if len(right) else int(x), int(y), int(z)
+
+
+def _images(axes: Sequence[Axes], view: View, picture: Picture) -> None:
+    """The first five columns: three grey images with the lungs' outlines, two overlays."""
+    f, a, w = (view.picture(image) for image in (picture.fixed, picture.affine, picture.warped))
+    overlays = [np.stack([f, a, a], -1), np.stack([f, w, w], -1)]
+    for one, shown in zip(axes, [f, a, w, *overlays], strict=False):
+        figures.show(one, view, shown)
+    for one, lungs in zip(axes[1:3], (picture.lungs_affine, picture.lungs_warped), strict=True):
+        _contour(one, view, picture.lungs_fixed, BEFORE)
+        _contour(one, view, lungs, AFTER)
+
+
+def _colours(axes: Axes, view: View, share: Array, fixed: Array, cmap: str) -> None:
+    """A map of [0, 1] in colour, darkened where the fixed image is dark; below 0 (unknown) black."""
+    values = view.picture(share)
+    colour = colormaps[cmap](np.clip(values, 0, 1))[..., :3] * (values >= 0)[..., None]
+    figures.show(axes, view, colour * (0.5 + 0.5 * view.picture(fixed))[..., None])
+
+
+def _contour(axes: Axes, view: View, mask: Array, colour: str) -> None:
+    across, up = view.size_mm
+    plane = view.picture(mask)
+    if plane.any() and not plane.all():
+        axes.contour(plane, [0.5], colors=colour, linewidths=0.8, extent=(0, across, 0, up), origin="upper")
+
+
+def quality_picture(path: str | Path, image: Volume, lungs: Volume, title: str) -> Path:
+    """Three planes of a windowed image [0, 1] with the outlines of its lungs: left and right by colour."""
+    where = figures.cut(image.data.shape, np.argwhere(lungs.data).astype(np.float64))
+    edges = np.linalg.norm(image.affine[:3, :3], axis=0)
+    figure = Figure(figsize=(13, 5), layout="constrained")
+    shape = image.data.shape
+    sizes = [shape[a] * edges[a] for a in (0, 0, 1)]
+    for axes, (name, axis) in zip(figure.subplots(1, 3, width_ratios=sizes), PLANES.items(), strict=True):
+        view = View((shape[0], shape[1], shape[2]), tuple(edges), axis, where[axis])
+        figures.show(axes, view, view.picture(image.data))
+        for label, colour in ((1, BEFORE), (2, AFTER)):
+            _contour(axes, view, lungs.data == label, colour)
+        axes.set_title(name, fontsize=9)
+    figure.suptitle(title, fontsize=10)
+    return figures.save(figure, path)

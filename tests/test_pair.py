@@ -1,0 +1,254 @@
+"""From two raw scans to one transform in mm: grids, affine step, integration, and both directions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lmreg_jax import alignment, pair, pair_affine, pair_measures, preprocess, refinement
+from lmreg_jax.errors import InputError
+from lmreg_jax.pair_input import Side, check_ct, check_pair, read_side
+from lmreg_jax.pair_registration import register_sides
+from lmreg_jax.reference_lungs import ReferenceLungs
+from lmreg_jax.scans import make_scan
+from lmreg_jax.transforms import jacobian, transform_points
+from lmreg_jax.volumes import Volume, apply_affine, write_volume
+from tests.shared_data import shared
+from tests.tiny_cohort import GRID, SHAPE, random_pull, subject
+
+
+def side(ct: Volume, lungs: Volume) -> Side:
+    return Side(make_scan("scan", ct.data, ct.affine, ct.data.dtype), lungs, "given", (1.0, 1.0), ())
+
+
+def sides(pull: np.ndarray) -> tuple[Side, Side]:
+    """The model subject, and the same taken through `pull` (its RAS mm -> the other's)."""
+    return tuple(side(*subject(p)[:2]) for p in (np.eye(4), pull))  # type: ignore[return-value]
+
+
+def test_model_frame_puts_the_lungs_where_the_model_knows_them() -> None:
+    _, lungs, _ = subject(random_pull(1))
+    moments = alignment.mask_moments(lungs)
+    reference = ReferenceLungs(np.array([150.0, 100.0, 200.0]), np.array([70.0, 40.0, 80.0]))
+    frame = pair.model_frame(lungs, lungs, np.eye(4), (48, 32, 64), (7.0, 7.0, 7.0), reference)
+    scale = frame.spacing / 7.0
+    in_grid_mm = (moments.mean - frame.affine[:3, 3]) / scale
+    np.testing.assert_allclose(in_grid_mm, reference.mean_mm)
+    np.testing.assert_allclose(np.sqrt(moments.covariance.diagonal()) / scale, reference.sd_mm)
+    plain = pair.model_frame(lungs, lungs, np.eye(4), (48, 32, 64), (7.0, 7.0, 7.0), None)
+    np.testing.assert_allclose(plain.spacing, 7.0)
+    low, high = preprocess.bounding_box_mm(lungs)
+    middle = plain.affine[:3, 3] + plain.spacing * (np.array(plain.shape) - 1) / 2
+    np.testing.assert_allclose(middle, (low + high) / 2)
+
+
+def test_finer_and_coarser_frames_share_voxel_0() -> None:
+    frame = pair.Frame((10, 12, 14), np.diag([7.0, 8.0, 3.0, 1.0]))
+    fine = pair.finer(frame, 4.0)
+    assert fine.shape == (20, 24, 14)
+    np.testing.assert_allclose(fine.spacing, [3.5, 4.0, 3.0])
+    assert pair.coarser(fine).shape == (10, 12, 7)
+    np.testing.assert_allclose(pair.coarser(fine).spacing, [7.0, 8.0, 6.0])
+
+
+def test_a_linear_velocity_is_integrated_exactly_in_mm() -> None:
+    """v(x) = B (x - c) in mm, on an anisotropic grid, flows by exp(B); far from the border."""
+    shape, edges = (20, 16, 24), np.array([14.0, 10.0, 12.0])
+    affine = np.diag([*edges, 1.0])
+    affine[:3, 3] = (-100.0, 40.0, 7.0)
+    centre = affine[:3, 3] + edges * (np.array(shape) - 1) / 2
+    b = np.array([[0.05, 0.03, 0.0], [-0.02, -0.04, 0.01], [0.0, 0.02, 0.03]])
+    mm = apply_affine(affine, np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), -1))
+    field = pair.Field(((mm - centre) @ b.T).astype(np.float32), affine)
+    pull = random_pull(3)
+    forward, inverse = pair.transforms_of(field, pull)
+    points = centre + np.random.default_rng(0).uniform(-30, 30, (50, 3))
+    values, vectors = np.linalg.eig(b)
+    flow = np.real(vectors @ np.diag(np.exp(values)) @ np.linalg.inv(vectors))
+    expected = apply_affine(pull, centre + (points - centre) @ flow.T)
+    # Scaling and squaring errs by |B|^2 |x| / 2^10 = 0.0002 mm; float32 by 1e-5 of 100 mm.
+    np.testing.assert_allclose(transform_points(forward, points), expected, atol=2e-3)
+    np.testing.assert_allclose(transform_points(inverse, expected), points, atol=5e-3)
+
+
+def test_transforms_end_softly_and_do_not_fold() -> None:
+    rng = np.random.default_rng(1)
+    rough = rng.normal(0, 14, (12, 10, 14, 3)).astype(np.float32)
+    smooth = np.asarray(refinement.smooth(rough, 4))  # some 6 mm of motion, up to the grid's border
+    affine = np.diag([8.0, 8.0, 8.0, 1.0])
+    forward, inverse = pair.transforms_of(pair.Field(smooth, affine), np.eye(4))
+    for transform in (forward, inverse):
+        for axis in range(3):
+            for end in (0, -1):
+                assert not transform.displacement.take(end, axis).any()
+        assert jacobian(transform, transform.displacement.shape[:3], transform.grid).min() > 0.2
+    points = rng.uniform(0, 1, (500, 3)) * (np.array(smooth.shape[:3]) - 1) * 8
+    back = transform_points(inverse, transform_points(forward, points))
+    # Trilinear reading on 4 mm: |d''| h^2 / 8, with d'' = 6 mm / (8 mm)^2 some 0.2 mm at most.
+    assert np.percentile(np.linalg.norm(back - points, axis=1), 95) < 0.2
+
+
+def test_uncertainty_of_a_constant_variance() -> None:
+    shape = (12, 12, 12)
+    field = pair.Field(
+        np.zeros((*shape, 3), np.float32),
+        np.diag([2.0, 4.0, 6.0, 1.0]),
+        np.full((*shape, 3), np.log(1e-4), np.float32),
+    )
+    found = pair.uncertainty(field, samples=64)
+    assert found is not None
+    # sd 0.01 voxel: so small that exp(v) = v; in mm 0.02, 0.04, 0.06, together their root of squares.
+    expected = 0.01 * np.sqrt(2.0**2 + 4.0**2 + 6.0**2)
+    # A standard deviation from 64 draws of three components is off by 6 %, their mean by far less.
+    assert found.data.mean() == pytest.approx(expected, rel=0.02)
+    assert pair.uncertainty(field._replace(log_variance=None)) is None
+
+
+def cut(volume: Volume, first: int) -> Volume:
+    """The scan without its lowest `first` slices."""
+    affine = volume.affine.copy()
+    affine[:3, 3] = apply_affine(volume.affine, np.array([0, 0, first]))
+    return Volume(volume.data[:, :, first:], affine)
+
+
+@pytest.mark.parametrize("which", ["fixed", "moving"])
+def test_affine_of_cut_off_lungs_is_that_of_the_whole(which: str) -> None:
+    pull = random_pull(2)
+    lungs = [subject(np.eye(4))[1], subject(pull)[1]]
+    index = ["fixed", "moving"].index(which)
+    lungs[index] = cut(lungs[index], 12)  # 96 of 290 mm: the lower third of the lungs
+    found, parts = pair_affine.align_masks(*lungs)
+    assert max(part.data.shape[2] for part in parts) <= 24
+    height = np.array([[0.0, 0.0, z] for z in (-40.0, 0.0, 60.0, 90.0)])
+    error = apply_affine(found, height)[:, 2] - apply_affine(pull, height)[:, 2]
+    plain = alignment.align_moments(*lungs)
+    spoilt = apply_affine(plain, height)[:, 2] - apply_affine(pull, height)[:, 2]
+    # Voxels of 8 mm, stretches in steps of 5 %: 8 mm is what can be asked for.
+    assert np.abs(error).max() < 12
+    assert np.abs(spoilt).max() > 20
+    x = np.array([[-80.0, 0.0, 30.0], [80.0, 0.0, 30.0]])
+    np.testing.assert_allclose(apply_affine(found, x)[:, :2], apply_affine(pull, x)[:, :2], atol=12)
+
+
+def test_whole_lungs_keep_the_moments() -> None:
+    fixed, moving = (subject(p)[1] for p in (np.eye(4), random_pull(4)))
+    found, _ = pair_affine.align_masks(fixed, moving)
+    np.testing.assert_allclose(found, alignment.align_moments(fixed, moving), atol=1e-9)
+
+
+def deformed(size_mm: float) -> Side:
+    """The model subject with the right lung pushed down at its base by a smooth bump of `size_mm`."""
+    ct, lungs, _ = subject(np.eye(4))
+    index = np.stack(np.meshgrid(*map(np.arange, SHAPE), indexing="ij"), -1)
+    mm = apply_affine(GRID, index)
+    bump = size_mm * np.exp(-np.sum(((mm - (72, 0, -70)) / (60, 60, 60)) ** 2, -1) / 2)
+    from scipy import ndimage
+
+    where = index + np.stack([0 * bump, 0 * bump, bump / 8.0], -1)
+    data = ndimage.map_coordinates(
+        ct.data.astype(np.float32), np.moveaxis(where, -1, 0), order=1, mode="nearest"
+    )
+    mask = ndimage.map_coordinates(lungs.data, np.moveaxis(where, -1, 0), order=0, mode="nearest")
+    return side(Volume(data.astype(np.int16), ct.affine), Volume(mask, lungs.affine))
+
+
+def test_without_a_model_it_is_affine_and_refinement() -> None:
+    fixed, moving = sides(np.eye(4))[0], deformed(40.0)
+    still = register_sides(fixed, moving, None, affine="moments")
+    assert still.method == "affine"
+    assert not still.forward.displacement.any()
+    assert any("affine alignment only" in note for note in still.notes)
+    np.testing.assert_allclose(still.inverse.pre @ still.forward.post, np.eye(4), atol=1e-9)
+    found = register_sides(fixed, moving, None, affine="moments", refine=24)
+    assert found.outcome is not None
+    assert found.outcome.after["total"] < 0.6 * found.outcome.before["total"]
+    dice = pair_measures.dice(fixed, moving, {"affine": still.forward, "after": found.forward})
+    assert dice["both"]["after"] > dice["both"]["affine"] + 0.02
+    motion = pair_measures.motion(found, fixed)
+    assert motion["inverse_error"]["p95_mm"] < 0.2
+    determinant = jacobian(found.forward, fixed.scan.shape, fixed.scan.affine)
+    assert determinant.min() > 0
+    assert pair_measures.regularity(determinant, fixed)["folding_percent"] == 0
+    sd = pair_measures.uncertainty_on(found, fixed.scan.shape, fixed.scan.affine)
+    assert (sd[fixed.lungs.data > 0] > 0).all()
+
+
+def test_a_cut_off_base_does_not_pull_the_lung() -> None:
+    """The same subject, its lower third missing in one scan: nothing to move, and nothing moves."""
+    whole = sides(np.eye(4))[0]
+    ct, lungs = (cut(v, 12) for v in (whole.scan.volume, whole.lungs))
+    missing = side(ct, lungs)
+    for fixed, moving in ((whole, missing), (missing, whole)):
+        frame = pair.free_frame(fixed.lungs, moving.lungs, np.eye(4), 8.0)
+        windowed = [
+            Volume(preprocess.window(s.scan.volume.data, (-1000, 400)), s.scan.volume.affine)
+            for s in (fixed, moving)
+        ]
+        images = pair.on_frame(windowed[0], windowed[1], np.eye(4), frame)
+        outcome = refinement.refine(
+            images, pair.no_motion(frame).velocity, objective=refinement.Objective(precision=1.0), steps=5
+        )
+        # Resampled grids differ by rounding only: a thousandth of what a wall of air would pull.
+        assert outcome.before["image"] < 0.05
+        assert np.abs(np.asarray(outcome.velocity)).max() * 16 < 0.5  # mm
+
+
+def test_dice_counts_only_what_both_scans_show() -> None:
+    whole = sides(np.eye(4))[0]
+    ct, lungs = (cut(v, 12) for v in (whole.scan.volume, whole.lungs))
+    missing = side(ct, lungs)
+    identity = pair.affine_transforms(np.eye(4))[0]
+    assert pair_measures.dice(whole, missing, {"now": identity})["both"]["now"] == pytest.approx(1.0)
+
+
+def test_what_is_no_chest_ct_is_refused(tmp_path: Path) -> None:
+    ct, _, _ = subject(np.eye(4))
+
+    def scan(data: np.ndarray, affine: np.ndarray = GRID):
+        return make_scan("x.nii.gz", data, affine, data.dtype)
+
+    check_ct(scan(ct.data))
+    stored = (ct.data + 1024).clip(0).astype(np.uint16)
+    for data, affine, message in [
+        (stored, GRID, "rescale intercept"),
+        (((ct.data + 1000) / 1040).astype(np.float32), GRID, "normalised"),
+        (np.full(SHAPE, 7, np.int16), GRID, "empty"),
+        (ct.data, GRID @ np.diag([0.1, 0.1, 0.1, 1]), "in mm"),
+        (ct.data, GRID @ np.diag([10.0, 10.0, 10.0, 1]), "in mm"),
+        ((ct.data * 30).astype(np.int32), GRID, "no CT in HU"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            check_ct(scan(data, affine))
+    with pytest.raises(InputError, match="identical images"):
+        check_pair(scan(ct.data), scan(ct.data))
+    head = np.where(ct.data == -850, 40, ct.data).astype(np.int16)  # a body without lungs
+    write_volume(tmp_path / "head.nii.gz", Volume(head, ct.affine))
+    with pytest.raises(InputError, match=r"head\.nii\.gz: no lungs found.*a scan of head"):
+        read_side(tmp_path / "head.nii.gz")
+
+
+def test_masks_that_cannot_be_lungs_are_refused(tmp_path: Path) -> None:
+    ct, lungs, _ = subject(np.eye(4))
+    image, mask = tmp_path / "ct.nii.gz", tmp_path / "mask.nii.gz"
+    write_volume(image, ct)
+    write_volume(mask, lungs)
+    assert read_side(image, mask).source == "given"
+    for data, affine, message in [
+        (np.zeros(SHAPE, np.uint8), GRID, "mask is empty"),
+        (np.ones(SHAPE, np.uint8), GRID, "100 % of the scan"),
+        (lungs.data[1:], GRID, "another grid"),
+        (lungs.data, GRID @ np.diag([1.1, 1, 1, 1]), "another grid"),
+        (np.roll(lungs.data, 12, axis=1) * (ct.data > -100), GRID, "does not lie on the lungs"),
+    ]:
+        write_volume(mask, Volume(data.astype(np.uint8), affine))
+        with pytest.raises(InputError, match=message):
+            read_side(image, mask)
+
+
+def test_a_brain_is_no_chest_ct(tmp_path: Path) -> None:
+    data = np.load(shared("voxelmorph/test_vol.npz"))["vol_data"]
+    write_volume(tmp_path / "brain.nii.gz", Volume(data.astype(np.float32), np.diag([1.0, 1.0, 1.0, 1.0])))
+    with pytest.raises(InputError, match="no CT in HU: values from 0 to 0.976.*normalised"):
+        read_side(tmp_path / "brain.nii.gz")

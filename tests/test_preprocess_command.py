@@ -1,0 +1,139 @@
+"""`lmreg preprocess`: a cohort on one grid that the trainer reads, and every step to undo it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lmreg_jax.cli import preprocess
+from lmreg_jax.cohort import read_cohort
+from lmreg_jax.errors import exits_cleanly
+from lmreg_jax.metrics import dice
+from lmreg_jax.preparation import case_name, most_central
+from lmreg_jax.volumes import Volume, apply_affine, read_volume, write_volume
+from tests.tiny_cohort import LANDMARKS, random_pull, subject
+
+SHAPE = (40, 30, 40)
+
+
+def lmreg(*arguments: object) -> None:
+    parser = argparse.ArgumentParser()
+    preprocess.add(parser.add_subparsers())
+    args = parser.parse_args(["preprocess", *map(str, arguments), "--quiet"])
+    exits_cleanly(preprocess.run)(args)
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three subjects in three orientations, prepared with moments on an 8 mm grid."""
+    root = tmp_path_factory.mktemp("raw")
+    for i in range(3):
+        ct, lungs, _ = subject(random_pull(i))
+        axes = [(0, 1, 2), (2, 0, 1), (1, 2, 0)][i]
+        turn = np.zeros((4, 4))
+        turn[[*axes, 3], [0, 1, 2, 3]] = 1
+        for volume, name in ((ct, f"s{i}"), (lungs, f"s{i}_lungs")):
+            data = np.ascontiguousarray(volume.data.transpose(axes))
+            write_volume(root / f"{name}.nii.gz", Volume(data, volume.affine @ turn))
+    lmreg(
+        *(root / f"s{i}.nii.gz" for i in range(3)),
+        *("--masks", *(root / f"s{i}_lungs.nii.gz" for i in range(2)), "-"),
+        *("--output", root / "cohort", "--spacing", 8, "--shape", *SHAPE, "--affine", "moments"),
+        *("--reference", "s1"),
+    )
+    return root / "cohort"
+
+
+def test_the_trainer_reads_it(cohort: Path) -> None:
+    read = read_cohort(cohort, shape=SHAPE, spacing_mm=8.0, alignment="identity", progress=False)
+    assert [case.name for case in read.cases] == ["s0", "s1", "s2"]
+    lungs = [case.lungs for case in read.cases]
+    assert all(mask is not None for mask in lungs)
+    # 8 mm voxels, a rounding for each of two resamplings: nearly aligned is all that can be asked for.
+    assert dice(lungs[0], lungs[1]) > 0.85
+    assert dice(lungs[2], lungs[1]) > 0.85
+
+
+def test_every_step_can_be_undone(cohort: Path) -> None:
+    """A landmark of the raw scan, carried through steps.json, lies where the others' lie."""
+    steps = json.loads((cohort / "steps.json").read_text())
+    assert steps["reference"] == "s1"
+    carried = []
+    for i in range(3):
+        case = steps["cases"][f"s{i}"]
+        points = apply_affine(random_pull(i), np.array(list(LANDMARKS.values())))
+        stored = apply_affine(np.linalg.inv(case["stored"]["affine_voxel_to_ras_mm"]), points)
+        voxels = apply_affine(case["stored_voxel_to_grid_voxel"], stored)
+        back = apply_affine(case["grid_voxel_to_stored_voxel"], voxels)
+        np.testing.assert_allclose(back, stored, atol=1e-8)
+        np.testing.assert_allclose(apply_affine(case["grid_voxel_to_scan_ras_mm"], voxels), points)
+        carried.append(voxels * 8.0)
+    # Masks of 8 mm voxels define the affine maps: within half a voxel at the landmarks.
+    assert np.linalg.norm(carried[0] - carried[1], axis=1).max() < 6
+    assert np.linalg.norm(carried[2] - carried[1], axis=1).max() < 6
+    assert [steps["cases"][f"s{i}"]["lungs"]["source"] for i in range(3)] == ["given", "given", "segmented"]
+    assert steps["cases"]["s1"]["affine"]["method"] == "reference"
+    assert 1.0 < steps["cases"]["s0"]["lungs"]["litres"][0] < 3.0
+
+
+def test_files_are_complete(cohort: Path) -> None:
+    for i in range(3):
+        image, lungs = (read_volume(cohort / folder / f"s{i}.nii.gz") for folder in ("images", "lungs"))
+        assert image.data.shape == lungs.data.shape == SHAPE
+        assert image.data.dtype == np.int16
+        np.testing.assert_allclose(image.affine, lungs.affine)
+        assert image.data.min() == -1000
+        assert -900 < image.data[lungs.data > 0].mean() < -700
+        assert (cohort / "qc" / f"s{i}.png").stat().st_size > 10_000
+    assert not list(cohort.parent.glob(".writing*"))
+
+
+def test_transforms_agree_with_the_record(cohort: Path) -> None:
+    sitk = pytest.importorskip("SimpleITK")
+    steps = json.loads((cohort / "steps.json").read_text())
+    case = steps["cases"]["s0"]
+    transform = sitk.ReadTransform(str(cohort / case["transforms"][0]))
+    x = np.array([10.0, -20.0, 30.0])
+    lps = np.array([-1.0, -1.0, 1.0])
+    expected = apply_affine(case["affine"]["reference_to_scan_ras_mm"], x)
+    np.testing.assert_allclose(transform.TransformPoint(x * lps) * lps, expected, atol=1e-9)
+
+
+def test_bad_input_leaves_nothing(cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    raw = cohort.parent
+    write_volume(tmp_path / "flat.nii.gz", Volume(np.zeros((40, 40, 40), np.int16), np.diag([8, 8, 8, 1.0])))
+    (tmp_path / "sub").mkdir()
+    write_volume(tmp_path / "sub" / "s0.nii.gz", read_volume(raw / "s1.nii.gz"))
+    new, grid = tmp_path / "new", ("--spacing", 8, "--shape", *SHAPE)
+    for arguments, message in [
+        ((raw / "s0.nii.gz", tmp_path / "flat.nii.gz", "--output", new, *grid), "the image is empty"),
+        ((raw / "s0.nii.gz", tmp_path / "sub" / "s0.nii.gz", "--output", new, *grid), "both are named 's0'"),
+        ((raw / "s0.nii.gz", "--output", cohort, *grid), "exists already"),
+        ((raw / "s0.nii.gz", "--output", new, "--reference", "x", *grid), "no such case"),
+        ((raw / "s0.nii.gz", "--output", new, "--masks", "-", "-", *grid), "2 for 1 scans"),
+        ((raw / "s0.nii.gz", "--output", new, "--spacing", -1), "16 voxels an axis"),
+    ]:
+        with pytest.raises(SystemExit) as stopped:
+            lmreg(*arguments)
+        assert stopped.value.code == 2
+        assert message in capsys.readouterr().err
+        assert not new.exists()
+    assert not list(tmp_path.glob(".writing*"))
+
+
+def test_names_and_reference() -> None:
+    assert case_name("/a/b/Case 1.nii.gz") == "Case_1"
+    assert case_name("dicom/patient7/::1.2.3") == "patient7"
+    from lmreg_jax.alignment import mask_moments
+    from lmreg_jax.preparation import Lungs
+
+    shifted = {}
+    for name, strength in (("far", 3.0), ("near", 0.1), ("zero", 0.0)):
+        moments = mask_moments(subject(random_pull(1, strength))[1])
+        shifted[name] = Lungs(moments, name == "near")
+    assert most_central(shifted) in ("far", "zero")  # what is cut off is passed over
+    assert most_central({k: v._replace(cut_off=False) for k, v in shifted.items()}) == "near"
