@@ -86,7 +86,6 @@ def elastix(
         _, result = itk.elastix_registration_method(
             *images,
             parameter_object=elastix_parameters(settings),
-            number_of_threads=os.cpu_count() or 1,
             log_to_console=False,
             **({} if mask is None else {"fixed_mask": _itk_image(itk, mask, spacing_mm)}),
         )

@@ -71,8 +71,11 @@ def prepare(rows: list[Row], options: Options, progress: bool) -> tuple[tuple[Ca
 
     reference = None
     while reference is None:
-        if not ready:
-            raise InputError(f"none of {len(rows)} cases can be used: {next(iter(skipped.values()))}")
+        if skipped and not options.reference and all(c.row.split == "test" for c in ready):
+            raise InputError(
+                f"no training case is left, {len(skipped)} of {len(rows)} cases cannot be used; first: "
+                f"{next(iter(skipped.values()))}"
+            )
         chosen = _choose_reference([c.row for c in ready], [c.lungs for c in ready], options.reference)
         reference = or_skipped(of_reference, lambda c: c.row.name)(ready[chosen])
         if reference is None:

@@ -69,6 +69,10 @@ NOT_NEGATIVE = (
     "augment.gamma",
     "augment.noise",
 )
+REQUIRED = (  # of any type and value
+    *("seed", "data.root", "data.cache", "data.cases", "data.test", "data.landmark_names", "data.reference"),
+    *("data.allow_outside_root", "init.weights", "train.both_orders", "train.adam_b2"),
+)
 WHOLE = ("data.shape", "model.encoder", "model.decoder", "model.final")
 
 
@@ -81,6 +85,8 @@ def spacing_mm(config: ml_collections.ConfigDict) -> tuple[float, float, float]:
 
 def validate(config: ml_collections.ConfigDict) -> None:
     """Raises InputError that names the first value which cannot be used, and the valid ones."""
+    for name in REQUIRED:
+        _get(config, name)
     for name, choices in CHOICES.items():
         value = _get(config, name)
         if value not in choices:

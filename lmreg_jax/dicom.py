@@ -28,6 +28,7 @@ DESCRIPTION = "0008|103e"
 OFF_GRID = 0.1  # of a slice's spacing: positions are rounded in files, and further off is no stack
 TILT_MM = 0.01  # a slice; less is rounding
 AIR_HU = -1000
+LISTED = 12  # series; more are counted only
 
 
 class Slice(NamedTuple):
@@ -78,8 +79,10 @@ def _files(sitk: Any, folder: Path, series: str | None) -> list[str]:
         return found[series]
     listed = "; ".join(
         f"{uid} ({len(files)} slices, {_header(sitk, files[0]).get(DESCRIPTION, 'no description').strip()})"
-        for uid, files in found.items()
+        for uid, files in list(found.items())[:LISTED]
     )
+    if len(found) > LISTED:
+        listed += f"; and {len(found) - LISTED} more"
     problem = f"no series {series}" if series else f"{len(found)} DICOM series"
     raise InputError(f"{folder}: {problem}; name one as {folder}{SERIES_MARK}UID, of {listed}")
 

@@ -112,7 +112,7 @@ def _read_csv(path: Path, image: Scan | None, unit: str | None) -> Points:
         points = _numbered(path, [(i, row) for i, row in enumerate(_rows(path), start=1) if any(row)])
         unit = unit or "voxel"
     else:
-        header = [cell.strip().lower() for cell in _rows(path)[0]]
+        header = [cell.strip().lower() for cell in (_rows(path) or [[]])[0]]
         if "name" in header or "x" not in header:
             points = read_points(path)  # says what is missing
             unit = unit or "mm"

@@ -71,7 +71,8 @@ def read_layers(path: Path) -> dict[str, Layer]:
             root = file.get("model_weights", file)
             groups = {name: root[name] for name in root if isinstance(root[name], h5py.Group)}
             layers = {name: _arrays(group, h5py.Dataset) for name, group in groups.items()}
-    except (OSError, KeyError, RuntimeError, ValueError) as error:  # truncated or damaged
+    # Truncated or damaged; h5py itself stumbles with a TypeError over names of a wrong type.
+    except (OSError, KeyError, RuntimeError, ValueError, TypeError) as error:
         raise InputError(f"{path}: damaged HDF5, copy it again ({error})") from None
     return {name: layer for name, layer in layers.items() if {"kernel", "bias"} <= layer.keys()}
 

@@ -167,8 +167,9 @@ def _colours(axes: Axes, view: View, share: Array, fixed: Array, cmap: str) -> N
 def _contour(axes: Axes, view: View, mask: Array, colour: str) -> None:
     across, up = view.size_mm
     plane = view.picture(mask)
+    # "lower": row 0 at y = 0, which `figures.show` has at the top.
     if plane.any() and not plane.all():
-        axes.contour(plane, [0.5], colors=colour, linewidths=0.8, extent=(0, across, 0, up), origin="upper")
+        axes.contour(plane, [0.5], colors=colour, linewidths=0.8, extent=(0, across, 0, up), origin="lower")
 
 
 def quality_picture(path: str | Path, image: Volume, lungs: Volume, title: str) -> Path:

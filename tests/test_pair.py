@@ -160,7 +160,7 @@ def test_without_a_model_it_is_affine_and_refinement() -> None:
     assert still.method == "affine"
     assert not still.forward.displacement.any()
     assert any("affine alignment only" in note for note in still.notes)
-    np.testing.assert_allclose(still.inverse.pre @ still.forward.post, np.eye(4), atol=1e-9)
+    np.testing.assert_allclose(still.inverse.post @ still.forward.post, np.eye(4), atol=1e-9)
     found = register_sides(fixed, moving, None, affine="moments", refine=24)
     assert found.outcome is not None
     assert found.outcome.after["total"] < 0.6 * found.outcome.before["total"]

@@ -233,9 +233,12 @@ def test_jacobian_is_itks_of_the_dense_field(tmp_path: Path) -> None:
     sitk = pytest.importorskip("SimpleITK")
     t = spaces.transform()
     shape = t.displacement.shape[:3]
-    write_displacement(tmp_path / "d.nii.gz", t, shape, t.grid)
+    # Stored along L, P, S: ITK's filter forgets the direction of the axes that it differentiates along.
+    turn = np.diag([-1.0, -1, 1, 1])
+    turn[:2, 3] = shape[0] - 1, shape[1] - 1
+    write_displacement(tmp_path / "d.nii.gz", t, shape, t.grid @ turn)
     field = sitk.ReadImage(str(tmp_path / "d.nii.gz"))
-    theirs = sitk.GetArrayFromImage(sitk.DisplacementFieldJacobianDeterminant(field)).T
+    theirs = sitk.GetArrayFromImage(sitk.DisplacementFieldJacobianDeterminant(field)).T[::-1, ::-1]
     ours = jacobian(t, shape, t.grid)
     inner = (slice(1, -1),) * 3  # ITK's border mode differs
     np.testing.assert_allclose(ours[inner], theirs[inner], atol=1e-3)
@@ -250,10 +253,12 @@ def test_inverse_undoes_the_transform(form: Any) -> None:
     points = some_points()
     there = transform_points(t, points)
     np.testing.assert_allclose(inverse_points(t, there), points, atol=0.01)
-    # Between the voxels of the inverse's grid it is interpolated: the error of that, at 2 mm.
-    np.testing.assert_allclose(transform_points(invert(t), there), points, atol=0.2)
-    back = transform_points(invert(t), points)
-    assert np.percentile(np.linalg.norm(transform_points(t, back) - points, axis=1), 95) < 0.05
+    # Between the voxels of the inverse's grid it is interpolated, and d has kinks: the error of that.
+    inverse = invert(t, step_mm=4.0)
+    error = np.linalg.norm(transform_points(inverse, there) - points, axis=1)
+    assert error.max() < 0.3 and np.percentile(error, 95) < 0.1
+    error = np.linalg.norm(transform_points(t, transform_points(inverse, points)) - points, axis=1)
+    assert error.max() < 0.3 and np.percentile(error, 95) < 0.1
 
 
 def test_inverse_of_a_dense_field_with_a_large_affine_part(tmp_path: Path) -> None:
@@ -264,7 +269,7 @@ def test_inverse_of_a_dense_field_with_a_large_affine_part(tmp_path: Path) -> No
     points = some_points(reach=80.0)
     there = transform_points(dense, points)
     np.testing.assert_allclose(inverse_points(dense, there), points, atol=0.02)
-    np.testing.assert_allclose(transform_points(invert(dense), there), points, atol=0.3)
+    np.testing.assert_allclose(transform_points(invert(dense, step_mm=4.0), there), points, atol=0.3)
 
 
 def test_folding_is_said(caplog: pytest.LogCaptureFixture) -> None:
