@@ -9,7 +9,6 @@ directions, both programs work along our own axes, and no sign has to be changed
 from __future__ import annotations
 
 import importlib
-import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -83,6 +82,8 @@ def elastix(
     with _stopwatch() as elapsed, tempfile.TemporaryDirectory() as folder:
         mask = _widened(masks, settings.mask_mm, spacing_mm)
         images = [_itk_image(itk, a.astype(np.float32), spacing_mm) for a in (fixed, moving)]
+        # As many threads as the machine has. (A number given to itk-elastix 0.25 ends the process as
+        # soon as there are two metrics.)
         _, result = itk.elastix_registration_method(
             *images,
             parameter_object=elastix_parameters(settings),

@@ -72,9 +72,10 @@ def test_every_step_can_be_undone(cohort: Path) -> None:
         np.testing.assert_allclose(back, stored, atol=1e-8)
         np.testing.assert_allclose(apply_affine(case["grid_voxel_to_scan_ras_mm"], voxels), points)
         carried.append(voxels * 8.0)
-    # Masks of 8 mm voxels define the affine maps: within half a voxel at the landmarks.
-    assert np.linalg.norm(carried[0] - carried[1], axis=1).max() < 6
-    assert np.linalg.norm(carried[2] - carried[1], axis=1).max() < 6
+    # Moments do not see a rotation: subjects that differ by some degrees stay up to 12 mm apart at
+    # landmarks 100 mm from the centre. (A wrong axis or sign would be ten times that.)
+    assert np.linalg.norm(carried[0] - carried[1], axis=1).max() < 12
+    assert np.linalg.norm(carried[2] - carried[1], axis=1).max() < 12
     assert [steps["cases"][f"s{i}"]["lungs"]["source"] for i in range(3)] == ["given", "given", "segmented"]
     assert steps["cases"]["s1"]["affine"]["method"] == "reference"
     assert 1.0 < steps["cases"]["s0"]["lungs"]["litres"][0] < 3.0

@@ -9,7 +9,6 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from lmreg_jax import scans
 from lmreg_jax.errors import InputError
 from lmreg_jax.scans import read_mask, read_scan, write_native
 from lmreg_jax.volumes import Volume, apply_affine
@@ -225,7 +224,3 @@ def test_a_tilted_gantry_is_undone(tmp_path: Path, caplog: pytest.LogCaptureFixt
     np.testing.assert_allclose(middle, -rod, atol=0.1)
     z = apply_affine(scan.volume.affine, [0, 0, 8])[2]
     np.testing.assert_allclose(z, series.origin[2] + 8 * 4.0, atol=1e-4)
-
-
-def test_nothing_heavy_is_imported_for_nifti() -> None:
-    assert not hasattr(scans, "SimpleITK")
