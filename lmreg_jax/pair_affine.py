@@ -152,7 +152,7 @@ def _height_kept(pull: Array, before: Array) -> Array:
 def _overlap(fixed: Volume, moving: Volume, pull: Array) -> float:
     """Dice of two masks after a pull, on a coarse grid around the fixed one."""
     step = np.maximum(OVERLAP_MM / spacing(fixed.affine), 1.0)
-    shape = np.ceil(np.array(fixed.data.shape) / step).astype(int) + 4
+    shape = [int(n) for n in np.ceil(np.array(fixed.data.shape) / step) + 4]
     affine = fixed.affine @ np.diag([*step, 1.0])
     affine[:3, 3] = apply_affine(affine, np.full(3, -2.0))
     one = resample(fixed, shape, affine, order=0, fill=0) > 0

@@ -154,7 +154,8 @@ def _check_extension(path: Path) -> None:
         start = file.read(360)
     big = start[:2] == b"\0\0"  # of the first field, the header's size
     size = int.from_bytes(start[352:356], "big" if big else "little", signed=True)
-    if start[348:349] not in (b"", b"\0") and size > MAX_EXTENSION:
+    nifti = start[344:346] in (b"n+", b"ni")  # Else it is none, and refused as such.
+    if nifti and start[348:349] not in (b"", b"\0") and size > MAX_EXTENSION:
         raise InputError(f"{path}: the header claims an extension of {size} bytes; it is damaged")
 
 
