@@ -77,7 +77,7 @@ def run(name: str, values: dict[str, Any], steps: int, workdir: Path) -> dict[st
     started = time.perf_counter()
     train(config, folder, evaluate=False)
     seconds = time.perf_counter() - started
-    with (folder / scalars.FILE).open(newline="") as file:
+    with (folder / scalars.FILE).open(newline="", encoding="utf-8") as file:
         last = [row for row in csv.DictReader(file) if row["val_tre_mm"]][-1]
     before, after = float(last["val_tre_initial_mm"]), float(last["val_tre_mm"])
     return {
@@ -96,7 +96,7 @@ def run(name: str, values: dict[str, Any], steps: int, workdir: Path) -> dict[st
 def write(rows: list[dict[str, Any]], output: Path) -> None:
     """recipes.csv and recipes.md."""
     output.mkdir(parents=True, exist_ok=True)
-    with (output / "recipes.csv").open("w", newline="") as file:
+    with (output / "recipes.csv").open("w", newline="", encoding="utf-8") as file:
         table = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         table.writeheader()
         table.writerows({k: f"{v:.4g}" if isinstance(v, float) else v for k, v in r.items()} for r in rows)
@@ -116,7 +116,7 @@ def write(rows: list[dict[str, Any]], output: Path) -> None:
             f"| {r['recipe']} | {r['steps']} | {r['pair_visits']} | {r['tre_initial_mm']:.2f} |"
             f" {r['tre_mm']:.2f} | {r['ratio']:.2f} | {r['dice']:.3f} | {r['folding_percent']:.4f} |"
         )
-    (output / "recipes.md").write_text("\n".join(lines) + "\n")
+    (output / "recipes.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def main(_: list[str]) -> None:
@@ -125,7 +125,7 @@ def main(_: list[str]) -> None:
     for name, values in RECIPES.items():
         rows.append(run(name, values, flags.FLAGS.steps, workdir))
         write(rows, output)
-    print((output / "recipes.md").read_text())
+    print((output / "recipes.md").read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ def measure(side: str, item: str, grid: str, batch: int, repeats: int) -> dict[s
     """One process; {"error": ...} where it fails (out of memory, say)."""
     command = [sys.executable, "-m", "benchmarks.speed_worker", f"--side={side}", f"--item={item}"]
     command += [f"--grid={grid}", f"--batch={batch}", f"--repeats={repeats}"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
     if done.returncode:
         lines = done.stderr.strip().splitlines()
         return {"error": f"exit {done.returncode}: {lines[-1] if lines else ''}"}  # type: ignore[dict-item]
@@ -77,11 +77,13 @@ def environment() -> dict[str, Any]:
     """Hardware, versions, commit and command."""
     processor = platform.processor() or platform.machine()
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         processor = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         pass
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, encoding="utf-8"
+    )
     packages = ("jax", "jaxlib", "flax", "optax", "torch")
     return {
         "processor": processor,
@@ -157,9 +159,11 @@ def main() -> None:
                 rows.append(row(item, grid, batch, given.rounds, given.repeats))
                 # After each: what was measured is not lost with the rest.
                 with replacing(file.with_suffix(".json")) as temporary:
-                    temporary.write_text(json.dumps({**where, "rows": rows}, indent=1) + "\n")
+                    temporary.write_text(
+                        json.dumps({**where, "rows": rows}, indent=1) + "\n", encoding="utf-8"
+                    )
                 with replacing(file.with_suffix(".md")) as temporary:
-                    temporary.write_text(markdown(rows, where))
+                    temporary.write_text(markdown(rows, where), encoding="utf-8")
                 print(markdown(rows[-1:], where).splitlines()[-1], flush=True)
 
 

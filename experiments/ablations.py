@@ -122,8 +122,8 @@ def ablate(
                 runs.append({"error": str(error)})
         rows.append({"group": ablation.group, "name": ablation.name, "seeds": list(seeds), "runs": runs})
         write(workdir, config, cohort, rows)  # after each, so that an interrupted one has a table
-    print((workdir / "ablations.md").read_text())
-    return json.loads((workdir / "ablations.json").read_text())
+    print((workdir / "ablations.md").read_text(encoding="utf-8"))
+    return json.loads((workdir / "ablations.json").read_text(encoding="utf-8"))
 
 
 def one(

@@ -146,8 +146,11 @@ def write(folder: Path, rows: Sequence[Row], samples: int) -> dict[str, Any]:
         if chosen := [r for r in rows if r.trained == trained]:
             results[title] = summary(chosen)
     with replacing(folder / "calibration.json") as temporary:
-        temporary.write_text(json.dumps(results, indent=2) + "\n")
-    with replacing(folder / "calibration.csv") as temporary, temporary.open("w", newline="") as file:
+        temporary.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    with (
+        replacing(folder / "calibration.csv") as temporary,
+        temporary.open("w", newline="", encoding="utf-8") as file,
+    ):
         table = csv.writer(file, lineterminator="\n")
         table.writerow(Row._fields)
         table.writerows(rows)

@@ -120,7 +120,7 @@ def open_workdir(workdir: Path, config: ml_collections.ConfigDict) -> None:
             )
     try:
         with replacing(file) as temporary:
-            temporary.write_text(configuration.to_json(config))
+            temporary.write_text(configuration.to_json(config), encoding="utf-8")
     except OSError as error:
         raise InputError(
             f"{workdir}: cannot be written ({error.strerror}); give another --workdir"

@@ -92,7 +92,7 @@ def write(
     for table in found[:2] + ([claimed] if claimed else []):
         print(tables.markdown(table))
     print(f"all tables: {workdir}/comparison.md; figures are in {workdir}/figures")
-    return json.loads((workdir / "comparison.json").read_text())
+    return json.loads((workdir / "comparison.json").read_text(encoding="utf-8"))
 
 
 def draw(folder: Path, cohort: Cohort, methods: Sequence[Method], results: Results) -> list[Path]:
@@ -179,7 +179,7 @@ def machine(facts: Mapping[str, Any]) -> str:
 def processor() -> str:
     """The processor's name as Linux tells it, else what Python knows."""
     try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     except OSError:

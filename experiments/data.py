@@ -31,8 +31,7 @@ def embedded_root(config: ConfigDict) -> Path:
     data, spacing = config.data, configuration.spacing_mm(config)
     voxel_mm = min(spacing)  # The phantom's voxels are cubes; the reader resamples where ours are not.
     shape = tuple(
-        math.ceil((n * s + 2 * MARGIN_MM) / voxel_mm)
-        for n, s in zip(data.shape, spacing, strict=True)
+        math.ceil((n * s + 2 * MARGIN_MM) / voxel_mm) for n, s in zip(data.shape, spacing, strict=True)
     )
     grid = f"{'x'.join(map(str, shape))}_{voxel_mm:g}mm"
     name = f"thorax_v{phantom.VERSION}_{data.cases}_{data.test}_{grid}_seed{config.seed}"

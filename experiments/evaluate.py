@@ -50,9 +50,9 @@ def held_out_evaluation(
     Supply(cohort, policy).scored(write, pairs)
     if (workdir / scalars.FILE).exists():
         figures.loss_curves(output / "figures" / "loss_curves.png", workdir / scalars.FILE)
-    print((output / "evaluation.md").read_text())
+    print((output / "evaluation.md").read_text(encoding="utf-8"))
     print(f"checkpoint {register.source} of {workdir}; tables and figures are in {output}")
-    return json.loads((output / "evaluation.json").read_text())
+    return json.loads((output / "evaluation.json").read_text(encoding="utf-8"))
 
 
 def define_flags() -> None:

@@ -1,6 +1,6 @@
 """A training's best weights as a small model that can be handed on and loaded without orbax.
 
-    python -m experiments.export --workdir=runs/lung --output=models/mine
+python -m experiments.export --workdir=runs/lung --output=models/mine
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Lung CT, landmark-constrained. One value a line, with its unit or its equation.
 
-    python -m experiments.train --config=experiments/lung.py          quick default, embedded cohort
-    python -m experiments.train --config=experiments/lung.py:paper    the setting of [Hu]
-    ... --config=experiments/lung.py:paper_coarse                     its recipe, on the coarse grid
-    ... --config.data.root=DIR                                        your own CTs and landmarks
-    ... --config.objective.landmark_weight=0                          any value, by its name
+python -m experiments.train --config=experiments/lung.py          quick default, embedded cohort
+python -m experiments.train --config=experiments/lung.py:paper    the setting of [Hu]
+... --config=experiments/lung.py:paper_coarse                     its recipe, on the coarse grid
+... --config.data.root=DIR                                        your own CTs and landmarks
+... --config.objective.landmark_weight=0                          any value, by its name
 """
 
 from ml_collections import ConfigDict

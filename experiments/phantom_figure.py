@@ -58,8 +58,13 @@ def measure(name: str, volume: Volume) -> Look:
     hu = scan[inside]
     histogram = np.histogram(hu, BINS, density=True)[0]
     return Look(
-        name, scan, inside, float(litres), np.percentile(hu, (25, 50, 75)),
-        100 * float(np.mean(hu > VESSEL_HU)), histogram,
+        name,
+        scan,
+        inside,
+        float(litres),
+        np.percentile(hu, (25, 50, 75)),
+        100 * float(np.mean(hu > VESSEL_HU)),
+        histogram,
     )
 
 
@@ -75,9 +80,12 @@ def _planes(look: Look) -> list[tuple[NDArray[np.floating], tuple[int, int]]]:
     right = int(np.percentile(np.nonzero(look.mask)[0], 75))
     scan = look.scan
     return [
-        (scan[:, :, z + 5], LUNG_WINDOW), (scan[:, :, z + 5], SOFT_WINDOW),
-        (scan[:, y, :], LUNG_WINDOW), (scan[:, y, :], SOFT_WINDOW),
-        (scan[right, :, :], LUNG_WINDOW), (scan[x, :, :], SOFT_WINDOW),
+        (scan[:, :, z + 5], LUNG_WINDOW),
+        (scan[:, :, z + 5], SOFT_WINDOW),
+        (scan[:, y, :], LUNG_WINDOW),
+        (scan[:, y, :], SOFT_WINDOW),
+        (scan[right, :, :], LUNG_WINDOW),
+        (scan[x, :, :], SOFT_WINDOW),
     ]
 
 
@@ -87,7 +95,9 @@ def _draw(axes: Sequence[Axes], look: Look) -> None:
         axis.axis("off")
     axes[0].set_title(
         f"{look.name}: {look.litres:.1f} l, median {look.quartiles[1]:.0f} HU, "
-        f"{look.vessels:.1f} % above {VESSEL_HU} HU", loc="left", fontsize=11,
+        f"{look.vessels:.1f} % above {VESSEL_HU} HU",
+        loc="left",
+        fontsize=11,
     )
 
 
@@ -122,8 +132,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"{'scan':34s} {'litres':>6s} {'HU 25 %':>8s} {'median':>7s} {'75 %':>6s} {'vessel':>7s}")
     for look in looks:
         low, middle, high = look.quartiles
-        print(f"{look.name:34s} {look.litres:6.2f} {low:8.0f} {middle:7.0f} {high:6.0f} "
-              f"{look.vessels:5.1f} %")
+        print(
+            f"{look.name:34s} {look.litres:6.2f} {low:8.0f} {middle:7.0f} {high:6.0f} {look.vessels:5.1f} %"
+        )
     figure(looks, len(given.ct), given.out)
 
 

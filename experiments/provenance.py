@@ -99,7 +99,9 @@ def git_commit(folder: Path) -> str | None:
 
 def _git(folder: Path, *arguments: str) -> str:
     command = ["git", "-C", str(folder), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=10, check=True, encoding="utf-8"
+    ).stdout.strip()
 
 
 def _version(package: str) -> str | None:

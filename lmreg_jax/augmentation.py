@@ -100,7 +100,5 @@ def augment_pair(key: Array, pair: Batch, options: Augmentation) -> Batch:
     if options.shared:
         moving_key = fixed_key
     fixed, fixed_points = augment_image(fixed_key, fixed_tone, pair.fixed, pair.fixed_points, options)
-    moving, moving_points = augment_image(
-        moving_key, moving_tone, pair.moving, pair.moving_points, options
-    )
+    moving, moving_points = augment_image(moving_key, moving_tone, pair.moving, pair.moving_points, options)
     return Batch(fixed, moving, fixed_points, moving_points, pair.point_mask)

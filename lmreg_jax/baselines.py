@@ -34,23 +34,23 @@ SEED = 1
 class ElastixSettings(NamedTuple):
     """B-splines, Mattes' mutual information, adaptive stochastic gradient descent."""
 
-    spacing_mm: float = 40.0  # between control points, at the last level; halved level by level
+    spacing_mm: float = 48.0  # between control points, at the last level; halved level by level
     levels: int = 3  # of the pyramid; the images are smoothed and thinned by 2^level
     iterations: int = 500  # a level
     samples: int = 4096  # drawn anew each iteration
     bins: int = 32  # of the joint histogram
-    bending: float = 0.0  # weight of the bending energy (mm), beside mutual information's 1
+    bending: float = 100.0  # weight of the bending energy (mm), beside mutual information's 1; 0: none
     mask_mm: float | None = None  # samples come from the lungs widened by this; None: everywhere
 
 
 class AntsSettings(NamedTuple):
     """Greedy symmetric normalisation [Avants 2008] from the identity, without an affine stage."""
 
-    metric: str = "CC"  # CC (local correlation) | Mattes | Demons
-    metric_option: int = 2  # CC: radius, voxels; Mattes: bins
+    metric: str = "Mattes"  # Mattes (mutual information) | CC (local correlation) | Demons
+    metric_option: int = 32  # Mattes: bins; CC: radius, voxels
     step: float = 0.2  # of the gradient, voxels
-    flow_sigma: float = 3.0  # smoothing of each update, voxels (ANTs: variance)
-    total_sigma: float = 0.0  # smoothing of the whole field
+    flow_mm: float = 28.0  # sigma of the smoothing of each update
+    total_mm: float = 0.0  # sigma of the smoothing of the whole field
     iterations: tuple[int, ...] = (100, 70, 40)  # a level, the coarsest first
     mask_mm: float | None = None  # as above
 
@@ -148,7 +148,7 @@ def ants(
         for data, path in zip(images, files, strict=True):
             data = np.ascontiguousarray(data, np.float32)
             program.image_write(program.from_numpy(data, spacing=list(spacing_mm)), path)
-        status = program.registration(ants_arguments(settings, files, f"{folder}/u"), None)
+        status = program.registration(ants_arguments(settings, spacing_mm, files, f"{folder}/u"), None)
         file = Path(folder) / "u0Warp.nii.gz"
         if status or not file.exists():
             raise RuntimeError(f"antsRegistration ended with status {status}")
@@ -156,15 +156,18 @@ def ants(
     return Answer(displacement, *elapsed())
 
 
-def ants_arguments(settings: AntsSettings, images: list[str], prefix: str) -> list[str]:
+def ants_arguments(settings: AntsSettings, spacing_mm: Spacing, images: list[str], prefix: str) -> list[str]:
     """antsRegistration's words. images: files of fixed, moving and perhaps the mask."""
     fixed, moving, *mask = images
     levels = range(len(settings.iterations) - 1, -1, -1)
-    mysyn = f"SyN[{settings.step},{settings.flow_sigma},{settings.total_sigma}]"
+    voxel = float(np.prod(spacing_mm)) ** (1 / 3)
+    flow, total = (
+        (mm / voxel) ** 2 for mm in (settings.flow_mm, settings.total_mm)
+    )  # ANTs: variance, voxels
     return [
         *("--dimensionality", "3", "--float", "1", "--random-seed", str(SEED)),
         *("--metric", f"{settings.metric}[{fixed},{moving},1,{settings.metric_option}]"),
-        *("--transform", mysyn),
+        *("--transform", f"SyN[{settings.step:g},{flow:g},{total:g}]"),
         *("--convergence", f"[{'x'.join(map(str, settings.iterations))},1e-7,10]"),
         *("--shrink-factors", "x".join(str(2**level) for level in levels)),
         *("--smoothing-sigmas", "x".join(map(str, levels)) + "vox"),

@@ -71,7 +71,7 @@ def _processor() -> str:
     """A short name for the instruction set: the flags that Linux lists, else the machine's name."""
     text = platform.machine() + platform.processor()
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         text += next((line for line in lines if line.lower().startswith(("flags", "features"))), "")
     except OSError:
         pass

@@ -90,9 +90,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
     for name, choices in CHOICES.items():
         value = _get(config, name)
         if value not in choices:
-            raise InputError(
-                f"config.{name} is {value!r}; one of {', '.join(map(repr, choices))} is needed"
-            )
+            raise InputError(f"config.{name} is {value!r}; one of {', '.join(map(repr, choices))} is needed")
     for name in POSITIVE:
         value = _get(config, name)
         if not all(v > 0 for v in _numbers(name, value)):
@@ -165,9 +163,7 @@ def objective(config: ml_collections.ConfigDict, coarser: int = 1) -> Objective:
     return Objective(**values, spacing_mm=(x * coarser, y * coarser, z * coarser))
 
 
-def augment(
-    config: ml_collections.ConfigDict, coarser: int = 1
-) -> Callable[[Array, Batch], Batch] | None:
+def augment(config: ml_collections.ConfigDict, coarser: int = 1) -> Callable[[Array, Batch], Batch] | None:
     """The random change of a pair that `config.augment` asks for; None where all of it is 0."""
     x, y, z = spacing_mm(config)
     spacing = (x * coarser, y * coarser, z * coarser)
@@ -217,7 +213,7 @@ def from_json(text: str) -> ml_collections.ConfigDict:
 def read(file: Path) -> ml_collections.ConfigDict:
     """The config in a training's folder; InputError where it is missing or cannot be read."""
     try:
-        return from_json(file.read_text())
+        return from_json(file.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(
             f"{file.parent}: no {file.name} there; a folder that experiments.train wrote is needed"

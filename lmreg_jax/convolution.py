@@ -34,8 +34,7 @@ def convolve_stacked(features: Array, kernel: Array, stride: int = 1) -> Array:
     padding = (needed // 2, needed - needed // 2)
     padded = jnp.pad(features, [(0, 0), padding, (0, 0), (0, 0), (0, 0)])
     slices = [
-        lax.slice_in_dim(padded, tap, tap + stride * (output - 1) + 1, stride, axis=1)
-        for tap in range(taps)
+        lax.slice_in_dim(padded, tap, tap + stride * (output - 1) + 1, stride, axis=1) for tap in range(taps)
     ]
     stacked = jnp.concatenate(slices, axis=-1).reshape(
         batch * output, *features.shape[2:4], taps * features.shape[4]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 import sys
 from collections.abc import Callable
 from typing import TypeVar
@@ -30,10 +31,14 @@ def exits_cleanly(main: Callable[..., T]) -> Callable[..., T]:
 
     Disk trouble while writing (full, read-only, no permission) is the user's to mend as well, so
     `OSError` is reported in the same way. Anything else is a bug and keeps its traceback.
+    Signs that the terminal's encoding lacks (a plus-minus in ASCII) are shown as "?".
     """
 
     @functools.wraps(main)
     def wrapped(*args: object, **kwargs: object) -> T:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="replace")
         try:
             return main(*args, **kwargs)
         except InputError as error:

@@ -44,9 +44,7 @@ def sample(values: Array, positions: Array) -> Array:
     weight_upper = positions - lower
     # Clamped before the cast: a position far outside int32 would otherwise wrap around.
     last = jnp.array([n - 1 for n in shape], dtype=positions.dtype)
-    indices = [
-        jnp.clip(lower + corner, 0, last).astype(jnp.int32) for corner in (0, 1)
-    ]
+    indices = [jnp.clip(lower + corner, 0, last).astype(jnp.int32) for corner in (0, 1)]
     weights = [1 - weight_upper, weight_upper]
     strides = (shape[1] * shape[2], shape[2], 1)
     total = jnp.zeros((), values.dtype)

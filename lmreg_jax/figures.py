@@ -146,9 +146,7 @@ def overview(
         _near_points(line[0], view, fixed_points, BEFORE)
         _near_points(line[1], view, moving_points, MATCH)
         _near_points(line[2], view, fixed_points, BEFORE)
-    note = (
-        "overlays: grey where the images agree, red where fixed is brighter, cyan where the other"
-    )
+    note = "overlays: grey where the images agree, red where fixed is brighter, cyan where the other"
     if fixed_points is not None and np.isfinite(fixed_points).any():
         note += f"; circles: landmarks within {NEAR_MM:g} mm of the plane, of fixed and of moving"
     figure.supxlabel(note, fontsize=9)
@@ -220,9 +218,7 @@ def landmarks(
     p, q = fixed_points[known], moving_points[known]
     kept = [name for name, k in zip(names, known, strict=True) if k]
     carried = p + metrics.sample_displacement(displacement, p)
-    before, after = (
-        metrics.target_registration_error(u, p, q, spacing_mm) for u in (None, displacement)
-    )
+    before, after = (metrics.target_registration_error(u, p, q, spacing_mm) for u in (None, displacement))
     figure = Figure(figsize=(13, max(8.5, 0.25 * len(p) + 1)), layout="constrained")
     parts: Any = figure.subfigures(1, 2, width_ratios=(8, 5))
     pictures, chart = parts
@@ -259,9 +255,7 @@ def tre_plot(path: str | Path, results: Sequence[PairResult]) -> Path:
         _dumbbells(axes, names, *([metrics.Summary.of(v).mean for v in side] for side in rows))
         for side, colour, offset in zip(rows, (BEFORE, AFTER), (-0.14, 0.14), strict=True):
             for y, values in enumerate(side[:-1]):
-                axes.plot(
-                    values, np.full(len(values), y + offset), ".", color=colour, alpha=0.6, zorder=1
-                )
+                axes.plot(values, np.full(len(values), y + offset), ".", color=colour, alpha=0.6, zorder=1)
         axes.axhline(len(results) - 0.5, color="black", linewidth=0.8)
         axes.set_title(kind, fontsize=10, loc="left")
     return save(figure, path)
@@ -310,9 +304,7 @@ def _read_scalars(path: Path) -> dict[str, Array]:
             for name in (rows[0][1] if rows else {"step": ""})
         }
     except ValueError as error:
-        raise InputError(
-            f"{path}: a cell is no number ({error}); empty cells are allowed"
-        ) from None
+        raise InputError(f"{path}: a cell is no number ({error}); empty cells are allowed") from None
 
 
 def _view(shape: Sequence[int], spacing_mm: Spacing, axis: int, position: int = 0) -> View:
@@ -353,9 +345,7 @@ def show(axes: Axes, view: View, picture: Array, **look: Any) -> AxesImage:
     """A picture in mm, with the letters of its four sides; grey from 0 to 1 unless told."""
     across, up = view.size_mm
     grey = {} if "cmap" in look else {"cmap": "gray", "vmin": 0, "vmax": look.pop("vmax", 1)}
-    image = axes.imshow(
-        picture, extent=(0, across, up, 0), **{"interpolation": "nearest"} | grey | look
-    )
+    image = axes.imshow(picture, extent=(0, across, up, 0), **{"interpolation": "nearest"} | grey | look)
     axes.set(xticks=[], yticks=[], xlim=(0, across), ylim=(up, 0))
     (left, right), (top, bottom) = (ENDS[axis] for axis in view.kept)
     for x, y, letter in [
@@ -414,9 +404,7 @@ def _errors(axes: Axes, start: Array, match: Array, colour: str) -> None:
     """Numbered lines from each carried landmark (o) to its match (x), picture positions [K, 2]."""
     for number, ((x0, y0), (x1, y1)) in enumerate(zip(start, match, strict=True), 1):
         axes.plot([x0, x1], [y0, y1], color="white", linewidth=1.2)
-        axes.annotate(
-            str(number), (x1, y1), (4, 3), textcoords="offset points", color=MATCH, fontsize=8
-        )
+        axes.annotate(str(number), (x1, y1), (4, 3), textcoords="offset points", color=MATCH, fontsize=8)
     axes.plot(*match.T, "x", color=MATCH, markersize=6, markeredgewidth=1.5)
     axes.plot(*start.T, "o", color=colour, markersize=7, fillstyle="none", markeredgewidth=1.5)
 
@@ -453,14 +441,10 @@ def _dumbbells(axes: Axes, names: Sequence[str], before: Any, after: Any) -> Non
     axes.update_datalim([(0, 0)])  # so that lengths can be compared: the axis starts at 0
 
 
-def colour_bar(
-    figure: Figure, column: Sequence[Axes], cmap: str, norm: Normalize, label: str
-) -> Colorbar:
+def colour_bar(figure: Figure, column: Sequence[Axes], cmap: str, norm: Normalize, label: str) -> Colorbar:
     """A colour bar below a column of axes."""
     scale = ScalarMappable(norm, cmap)
-    bar = figure.colorbar(
-        scale, ax=list(column), location="bottom", shrink=0.8, aspect=35, pad=0.01
-    )
+    bar = figure.colorbar(scale, ax=list(column), location="bottom", shrink=0.8, aspect=35, pad=0.01)
     bar.set_label(label, fontsize=9)
     bar.ax.tick_params(labelsize=8)
     return bar

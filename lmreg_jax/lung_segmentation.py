@@ -103,9 +103,7 @@ def _cut_lung(hu: Array, body: Array) -> Array:
         box = (*box, boxes[i - 1][2])
         section = ndimage.binary_fill_holes(labels[box] == i, IN_SLICE)  # over its vessels
         wall = ndimage.binary_dilation(section, IN_SLICE) & ~section
-        if (body[box] & wall).sum() > 0.7 * wall.sum() and np.median(
-            hu[box][section]
-        ) > OPEN_AIR_HU:
+        if (body[box] & wall).sum() > 0.7 * wall.sum() and np.median(hu[box][section]) > OPEN_AIR_HU:
             cut[box] |= section
     return cut
 

@@ -115,9 +115,7 @@ def sample_displacement(displacement: ArrayLike, points: ArrayLike) -> Floats:
     where = np.asarray(points, np.float64).reshape(-1, 3)
     missing = np.asarray(np.isnan(where).any(axis=1))
     inside = np.where(missing[:, None], 0.0, where).T
-    values = [
-        ndimage.map_coordinates(field[..., i], inside, order=1, mode="nearest") for i in range(3)
-    ]
+    values = [ndimage.map_coordinates(field[..., i], inside, order=1, mode="nearest") for i in range(3)]
     return np.where(missing[:, None], np.nan, np.stack(values, axis=-1))
 
 

@@ -32,7 +32,7 @@ def save(folder: Path, config: Any, params: Any, lungs: reference_lungs.Referenc
     folder.mkdir(parents=True, exist_ok=True)
     (folder / SUMS).unlink(missing_ok=True)
     with replacing(folder / configuration.FILE) as temporary:
-        temporary.write_text(configuration.to_json(config))
+        temporary.write_text(configuration.to_json(config), encoding="utf-8")
     arrays: dict[str, Any] = {
         _name(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params)
     }
@@ -43,7 +43,7 @@ def save(folder: Path, config: Any, params: Any, lungs: reference_lungs.Referenc
         reference_lungs.write(folder, lungs)
         names.append(reference_lungs.FILE)
     with replacing(folder / SUMS) as temporary:
-        temporary.write_text("".join(f"{_sum(folder / name)}  {name}\n" for name in names))
+        temporary.write_text("".join(f"{_sum(folder / name)}  {name}\n" for name in names), encoding="utf-8")
 
 
 def load(folder: Path) -> tuple[Any, Any]:
@@ -67,7 +67,7 @@ def load(folder: Path) -> tuple[Any, Any]:
 def verify(folder: Path) -> str:
     """The SHA-256 of the weights, after all files were held against SHA256SUMS; else InputError."""
     try:
-        lines = (folder / SUMS).read_text().splitlines()
+        lines = (folder / SUMS).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError):
         raise InputError(f"{folder}: no {SUMS} there; export the model again, or copy it whole") from None
     sums = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}

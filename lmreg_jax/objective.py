@@ -80,9 +80,7 @@ def terms(
     the field's voxels like the other terms, would weigh 1e-5 of them.
     """
     stride = field_stride(fixed.shape, posterior.mean.shape[:3])
-    kl = prior.kl_divergence(
-        *posterior, precision=objective.precision, reading=objective.reading
-    )
+    kl = prior.kl_divergence(*posterior, precision=objective.precision, reading=objective.reading)
     mean_image = IMAGE_TERMS[objective.image](fixed, fields.warp(moving, displacement))
     scale = jnp.array(objective.spacing_mm) if objective.landmark_unit == "mm" else 1.0
     # Positions behind a false mask may be NaN; NaN coordinates must not reach the sampler.

@@ -160,7 +160,9 @@ def write_results(
     title = f"{Path(moving.scan.path).name} onto {Path(fixed.scan.path).name}"
     text = report_page.page(title, numbers, folder / "report.png")
     (folder / "report.html").write_text(text, encoding="utf-8")
-    (folder / "report.json").write_text(json.dumps(numbers, indent=2, allow_nan=False) + "\n")
+    (folder / "report.json").write_text(
+        json.dumps(numbers, indent=2, allow_nan=False) + "\n", encoding="utf-8"
+    )
     return numbers
 
 

@@ -46,9 +46,7 @@ def window_percentile(data: Array, percentiles: tuple[float, float]) -> Array:
     """Intensities to [0, 1] between two percentiles of the data, where they have no unit."""
     low, high = (float(value) for value in percentiles)
     if not 0 <= low < high <= 100:
-        raise InputError(
-            f"window percentiles ({low:g}, {high:g}): 0 <= low < high <= 100 is needed"
-        )
+        raise InputError(f"window percentiles ({low:g}, {high:g}): 0 <= low < high <= 100 is needed")
     limits = np.percentile(data, [low, high])
     if not limits[0] < limits[1]:
         raise InputError(

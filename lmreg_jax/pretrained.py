@@ -89,9 +89,7 @@ def _arrays(group: Any, dataset: Any) -> Layer:
     return arrays
 
 
-def in_network_order(
-    path: Path, layers: dict[str, Layer], expected: dict[str, Any]
-) -> dict[str, Layer]:
+def in_network_order(path: Path, layers: dict[str, Layer], expected: dict[str, Any]) -> dict[str, Layer]:
     """The file's layers under the model's names: convolutions by their number, heads by theirs."""
     heads = {"mean": "flow", "log_variance": "log_sigma"}
     found = {ours: _only(path, layers, theirs) for ours, theirs in heads.items()}
@@ -99,8 +97,7 @@ def in_network_order(
     stages = sorted((n for n in expected if n not in heads), key=_stage_order)
     if len(numbered) != len(stages):
         raise InputError(
-            f"{path}: {len(numbered)} layers conv3d_*,"
-            f" the config's network has {len(stages)}: {REMEDY}"
+            f"{path}: {len(numbered)} layers conv3d_*, the config's network has {len(stages)}: {REMEDY}"
         )
     for name, number in zip(stages, sorted(numbered), strict=True):
         found[name] = layers[numbered[number]]

@@ -44,14 +44,16 @@ def of_cases(cases: Sequence[Case], spacing_mm: Sequence[float]) -> ReferenceLun
 def write(workdir: Path, lungs: ReferenceLungs) -> None:
     """`lungs.json`, whole or not at all."""
     with replacing(workdir / FILE) as temporary:
-        temporary.write_text(json.dumps({k: v.tolist() for k, v in lungs._asdict().items()}) + "\n")
+        temporary.write_text(
+            json.dumps({k: v.tolist() for k, v in lungs._asdict().items()}) + "\n", encoding="utf-8"
+        )
 
 
 def read(workdir: Path) -> ReferenceLungs | None:
     """What `write` wrote; None where the training had no lung masks. InputError where damaged."""
     file = workdir / FILE
     try:
-        values = json.loads(file.read_text())
+        values = json.loads(file.read_text(encoding="utf-8"))
         lungs = ReferenceLungs(*(np.array(values[k], np.float64) for k in ReferenceLungs._fields))
     except FileNotFoundError:
         return None

@@ -42,8 +42,7 @@ def register_pair(
     mean, log_variance = jax.tree.map(lambda a: a[0], apply(params, moving[None], fixed[None]))
     stride = field_stride(fixed.shape, mean.shape[:3])
     forward, backward = (
-        displacement_of(velocity, fixed.shape, stride=stride, steps=steps)
-        for velocity in (mean, -mean)
+        displacement_of(velocity, fixed.shape, stride=stride, steps=steps) for velocity in (mean, -mean)
     )
     return Registration(fields.warp(moving, forward), forward, backward, mean, log_variance)
 

@@ -159,8 +159,6 @@ def unreplicate(state: TrainState) -> TrainState:
     return jax.tree.map(lambda a: a[0], state)
 
 
-def initial_state(
-    params: Parameters, optimiser: optax.GradientTransformation
-) -> TrainState:
+def initial_state(params: Parameters, optimiser: optax.GradientTransformation) -> TrainState:
     """Step 0."""
     return TrainState(jnp.zeros((), jnp.int32), params, optimiser.init(params))

@@ -67,9 +67,7 @@ class UNet(nn.Module):
         )(features)
         crop = (slice(None), *(slice(-(-n // self.field_stride)) for n in shape))
         precise = jnp.promote_types(fixed.dtype, jnp.float32)
-        return Posterior(
-            self.head_scale * mean[crop].astype(precise), log_variance[crop].astype(precise)
-        )
+        return Posterior(self.head_scale * mean[crop].astype(precise), log_variance[crop].astype(precise))
 
     def _stage(self, features: Array, width: int, name: str, stride: int = 1) -> Array:
         features = self._convolution(width, name, nn.initializers.he_normal(), stride=stride)(features)

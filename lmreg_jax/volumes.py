@@ -104,8 +104,7 @@ def read_volume(path: str | os.PathLike[str]) -> Volume:
         broken = data.size - int(np.isfinite(data).sum())
         if broken:
             raise InputError(
-                f"{path}: {broken} voxels are NaN or infinite; replace them (with air, -1000 HU, "
-                "in a CT)"
+                f"{path}: {broken} voxels are NaN or infinite; replace them (with air, -1000 HU, in a CT)"
             )
     turn = nib.orientations.io_orientation(affine)
     affine = affine @ nib.orientations.inv_ornt_aff(turn, shape)
@@ -165,9 +164,7 @@ def _checked_shape(path: Path, image: Any) -> tuple[int, int, int]:
     if dtype.kind not in "iufb":
         raise InputError(f"{path}: voxels of type {dtype}; one real number a voxel is needed")
     if len(shape) < 3 or any(n != 1 for n in shape[3:]):
-        raise InputError(
-            f"{path}: shape {shape}; a 3-D image is needed (save one volume or channel of it)"
-        )
+        raise InputError(f"{path}: shape {shape}; a 3-D image is needed (save one volume or channel of it)")
     if min(shape[:3]) < 2:
         raise InputError(f"{path}: shape {shape}; at least 2 voxels along each axis are needed")
     # Before anything is allocated: a damaged or hostile header must not ask for terabytes.
@@ -205,15 +202,11 @@ def _checked_affine(path: Path, image: Any) -> Array:
     if abs(np.linalg.det(affine[:3, :3] / edges)) < 1e-3:
         raise InputError(f"{path}: the header's affine is singular: its axes lie in one plane")
     if not (int(image.header["sform_code"]) or int(image.header["qform_code"])):
-        log.warning(
-            "%s: the header holds no orientation; taken as %s", path, nib.aff2axcodes(affine)
-        )
+        log.warning("%s: the header holds no orientation; taken as %s", path, nib.aff2axcodes(affine))
     return affine
 
 
-def write_volume(
-    path: str | os.PathLike[str], volume: Volume, dtype: DTypeLike | None = None
-) -> None:
+def write_volume(path: str | os.PathLike[str], volume: Volume, dtype: DTypeLike | None = None) -> None:
     """Writes .nii or .nii.gz under a temporary name, then renames: never half a file at `path`.
 
     An integer `dtype` rounds and clips. Without one, types that NIfTI programs do not all read are

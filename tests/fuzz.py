@@ -96,7 +96,7 @@ def limit_memory() -> None:
     """From here on, no more than BOUND_MIB beyond what the process has."""
     global AT_START
     AT_START = peak_mib()
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[0])
     most = pages * resource.getpagesize() + BOUND_MIB * 2**20
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
 
@@ -116,7 +116,12 @@ def fuzz(kind: str, count: int, seed: int, keep: Path) -> tuple[int, float, list
         command = [sys.executable, "-m", "tests.fuzz", "--worker", kind, "--first", str(first)]
         command += ["--count", str(count - first), "--seed", str(seed), "--keep", str(keep)]
         worker = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace"
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            encoding="utf-8",
         )
         at, done = first, False
         with watched(worker) as heard:

@@ -115,7 +115,7 @@ def _config(folder: Path) -> list[Path]:
 
     paths = [folder / "config.json", folder / "paper.json"]
     for path, variant in zip(paths, ("", "paper"), strict=True):
-        path.write_text(configuration.to_json(lung.get_config(variant)))
+        path.write_text(configuration.to_json(lung.get_config(variant)), encoding="utf-8")
     return paths
 
 

@@ -16,9 +16,7 @@ def smooth_image(shape: Sequence[int], seed: int, waves: int = 3) -> Array:
     random = np.random.default_rng(seed)
     image = np.zeros(shape)
     for orders in itertools.product(range(waves + 1), repeat=3):
-        axes = [
-            np.cos(np.pi * k * (np.arange(n) + 0.5) / n) for k, n in zip(orders, shape, strict=True)
-        ]
+        axes = [np.cos(np.pi * k * (np.arange(n) + 0.5) / n) for k, n in zip(orders, shape, strict=True)]
         image += random.normal() * np.einsum("i,j,k->ijk", *axes)
     return (image - image.min()) / np.ptp(image)
 
@@ -59,15 +57,11 @@ def convolve(features: Array, kernel: Array, stride: int) -> Array:
     """
     taps = kernel.shape[0]
     sizes = [-(-n // stride) for n in features.shape[1:4]]
-    extra = [
-        max((m - 1) * stride + taps - n, 0) for m, n in zip(sizes, features.shape[1:4], strict=True)
-    ]
+    extra = [max((m - 1) * stride + taps - n, 0) for m, n in zip(sizes, features.shape[1:4], strict=True)]
     padded = np.pad(features, [(0, 0), *((e // 2, e - e // 2) for e in extra), (0, 0)])
     out = np.zeros((features.shape[0], *sizes, kernel.shape[-1]))
     for tap in itertools.product(range(taps), repeat=3):
-        window = tuple(
-            slice(t, t + stride * (m - 1) + 1, stride) for t, m in zip(tap, sizes, strict=True)
-        )
+        window = tuple(slice(t, t + stride * (m - 1) + 1, stride) for t, m in zip(tap, sizes, strict=True))
         out += padded[(slice(None), *window)] @ kernel[tap]
     return out
 

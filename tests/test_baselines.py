@@ -16,8 +16,8 @@ from lmreg_jax.errors import InputError
 SHAPE, SPACING = (36, 28, 44), (3.0, 4.0, 5.0)
 PEAK = np.array([2.0, -1.2, 1.6])  # voxels; another size and sign along each axis
 SETTINGS: dict[str, Any] = {
-    "elastix": ElastixSettings(spacing_mm=30.0, levels=2, iterations=60),
-    "ants": AntsSettings(metric="Mattes", metric_option=32, iterations=(40, 30, 20)),
+    "elastix": ElastixSettings(spacing_mm=30.0, levels=2, iterations=60, bending=0.0),
+    "ants": AntsSettings(flow_mm=7.0, iterations=(40, 30, 20)),
 }
 
 
@@ -92,19 +92,22 @@ def test_the_mask_is_widened_in_mm() -> None:
 
 
 def test_the_words_for_ants() -> None:
-    words = baselines.ants_arguments(AntsSettings(iterations=(9, 8, 7)), ["f", "m", "mask"], "out")
+    words = baselines.ants_arguments(
+        AntsSettings("CC", 2, flow_mm=6.0, iterations=(9, 8, 7)), (2.0, 2.0, 2.0), ["f", "m", "mask"], "out"
+    )
     given = dict(zip(words[::2], words[1::2], strict=True))
     assert given["--metric"] == "CC[f,m,1,2]"
+    assert given["--transform"] == "SyN[0.2,9,0]"  # sigma 6 mm: a variance of 3^2 voxels
     assert given["--convergence"].startswith("[9x8x7,")
     assert (given["--shrink-factors"], given["--smoothing-sigmas"]) == ("4x2x1", "2x1x0vox")
     assert given["--masks"] == "[mask,NA]" and given["--output"] == "out"
-    assert "--masks" not in baselines.ants_arguments(AntsSettings(), ["f", "m"], "out")
+    assert "--masks" not in baselines.ants_arguments(AntsSettings(), SPACING, ["f", "m"], "out")
 
 
 def test_the_table_for_elastix() -> None:
     pytest.importorskip("itk")
     installed("elastix")
-    plain = baselines.elastix_parameters(ElastixSettings(levels=3)).GetParameterMap(0)
+    plain = baselines.elastix_parameters(ElastixSettings(levels=3, bending=0.0)).GetParameterMap(0)
     assert plain["Metric"] == ("AdvancedMattesMutualInformation",)
     assert plain["NumberOfResolutions"] == ("3",)
     assert float(plain["FinalGridSpacingInPhysicalUnits"][0]) == ElastixSettings().spacing_mm

@@ -91,9 +91,9 @@ def test_positions_spread_as_a_constant_velocity_does() -> None:
 def test_the_files_hold_every_landmark(tmp_path: Path) -> None:
     rows = known(2.0)[:50] + known(2.0)[-50:]
     results = calibration.write(tmp_path, rows, 64)
-    assert json.loads((tmp_path / "calibration.json").read_text()) == results
+    assert json.loads((tmp_path / "calibration.json").read_text(encoding="utf-8")) == results
     assert results["trained landmarks"]["landmarks"] == results["further points"]["landmarks"] == 50
-    with (tmp_path / "calibration.csv").open(newline="") as file:
+    with (tmp_path / "calibration.csv").open(newline="", encoding="utf-8") as file:
         table = list(csv.DictReader(file))
     assert [float(row["error_mm"]) for row in table] == [row.error_mm for row in rows]
     assert (tmp_path / "calibration.png").read_bytes().startswith(b"\x89PNG")

@@ -46,9 +46,9 @@ def read(root, **options):
 
 
 def edit(path, old, new):
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     assert old in text
-    path.write_text(text.replace(old, new))
+    path.write_text(text.replace(old, new), encoding="utf-8")
 
 
 def test_the_common_grid_and_what_lies_on_it(template):
@@ -156,9 +156,7 @@ def test_oblique_lps_scans_with_their_own_grids_agree_with_ras_ones(root):
     _, fine, _ = subject(random_pull(1), (70, 60, 60), affine)
     write_volume(root / "lungs/c1.nii.gz", fine)
     mask = read(root).case("c1").lungs
-    assert (
-        2 * np.sum((mask > 0) & (want.lungs > 0)) / np.sum((mask > 0) * 1 + (want.lungs > 0)) > 0.93
-    )
+    assert 2 * np.sum((mask > 0) & (want.lungs > 0)) / np.sum((mask > 0) * 1 + (want.lungs > 0)) > 0.93
 
 
 def test_reference_is_named_or_central_but_never_a_test_case(root):
@@ -178,7 +176,7 @@ def test_lungs_that_the_scan_cuts_off_do_not_become_the_reference(root):
         shift = volume.affine.copy()
         shift[:3, 3] = apply_affine(volume.affine, (0, 0, 12))
         write_volume(root / f"{folder}/{central}.nii.gz", Volume(volume.data[:, :, 12:], shift))
-    (root / f"landmarks/{central}.csv").write_text("name,x,y,z\n")
+    (root / f"landmarks/{central}.csv").write_text("name,x,y,z\n", encoding="utf-8")
     assert read(root).reference != central
 
 
@@ -206,7 +204,7 @@ def test_other_modalities_by_percentiles_without_lungs(root):
         volume = read_volume(root / f"images/c{i}.nii.gz")
         data = (volume.data + 1000) * (0.5 + i) + np.random.default_rng(i).random(volume.data.shape)
         write_volume(root / f"images/c{i}.nii.gz", Volume(data, volume.affine))
-        (root / f"landmarks/c{i}.csv").write_text("name,x,y,z\nliver,1,2,3\n")
+        (root / f"landmarks/c{i}.csv").write_text("name,x,y,z\nliver,1,2,3\n", encoding="utf-8")
     edit(root / "cases.csv", ",lungs,", ",other,")
     cohort = read(root, window=(1, 99), window_kind="percentile")
     assert cohort.landmark_names == ("liver",)
@@ -247,7 +245,7 @@ def test_further_points_and_lobes(root):
         for i in range(3)
     ]
     header = "case,split,image,lungs,lobes,landmarks,points"
-    (root / "cases.csv").write_text("\n".join([header, *rows]))
+    (root / "cases.csv").write_text("\n".join([header, *rows]), encoding="utf-8")
     cohort = read(root, landmark_names=("carina",))
     assert cohort.point_names == tuple(LANDMARKS) and cohort.case("c2").points.shape == (5, 3)
     np.testing.assert_array_equal(cohort.case("c2").lobes, cohort.case("c2").lungs)
@@ -315,9 +313,9 @@ def test_a_damaged_cache_entry_is_made_anew(root, tmp_path, damage, caplog):
     elif damage == "remove":
         victim.unlink()
     elif damage == "json":
-        (entry / "cohort.json").write_text("{")
+        (entry / "cohort.json").write_text("{", encoding="utf-8")
     else:
-        (entry / "cohort.json").write_text(json.dumps({"sizes": {}}))
+        (entry / "cohort.json").write_text(json.dumps({"sizes": {}}), encoding="utf-8")
     again = read(root, cache=cache)
     assert "made anew" in caplog.text
     equal(again, read(root))
@@ -327,7 +325,7 @@ def test_a_damaged_cache_entry_is_made_anew(root, tmp_path, damage, caplog):
 
 
 def test_a_cache_that_cannot_be_written_is_only_a_warning(root, tmp_path, caplog):
-    (tmp_path / "file").write_text("no folder")
+    (tmp_path / "file").write_text("no folder", encoding="utf-8")
     cohort = read(root, cache=tmp_path / "file" / "cache")
     assert len(cohort.cases) == 5 and "could not be written" in caplog.text
 
@@ -362,7 +360,7 @@ def test_pairs_default_to_all_in_training_and_a_ring_elsewhere(template):
 
 
 def test_given_pairs_are_those_of_their_split(root):
-    (root / "pairs.csv").write_text("fixed,moving\nc4,c3\nc0,c2\n")
+    (root / "pairs.csv").write_text("fixed,moving\nc4,c3\nc0,c2\n", encoding="utf-8")
     cohort = read(root)
     assert cohort.pairs == (("c4", "c3"), ("c0", "c2"))
     assert held_out_pairs(cohort, "test") == [("c4", "c3")]
@@ -399,7 +397,7 @@ def test_single_cases_make_no_pair(root):
 
 
 def test_a_table_of_one_case_can_be_read(root):
-    (root / "cases.csv").write_text("case,image\nonly,images/c0.nii.gz\n")
+    (root / "cases.csv").write_text("case,image\nonly,images/c0.nii.gz\n", encoding="utf-8")
     cohort = read(root, lungs="none")
     assert cohort.reference == "only" and cohort.cases[0].split == "train"
 
@@ -427,7 +425,7 @@ def test_a_table_of_one_case_can_be_read(root):
     ],
 )
 def test_bad_case_tables_are_refused(root, table, words):
-    (root / "cases.csv").write_text(table)
+    (root / "cases.csv").write_text(table, encoding="utf-8")
     with pytest.raises(InputError, match=re.escape(words)) as caught:
         read(root)
     assert "cases.csv" in str(caught.value)
@@ -444,7 +442,7 @@ def test_bad_case_tables_are_refused(root, table, words):
     ],
 )
 def test_bad_pair_tables_are_refused(root, table, words):
-    (root / "pairs.csv").write_text(table)
+    (root / "pairs.csv").write_text(table, encoding="utf-8")
     with pytest.raises(InputError, match=re.escape(words)):
         read(root)
 
@@ -485,7 +483,7 @@ def test_folders_that_are_no_cohort(tmp_path):
 
 def test_landmark_names_that_no_two_cases_share(root):
     for i in range(5):
-        (root / f"landmarks/c{i}.csv").write_text(f"name,x,y,z\nmark_{i},0,0,0\n")
+        (root / f"landmarks/c{i}.csv").write_text(f"name,x,y,z\nmark_{i},0,0,0\n", encoding="utf-8")
     with pytest.raises(InputError, match="shares no landmark name") as caught:
         read(root)
     assert "mark_0" in str(caught.value) and "mark_3" in str(caught.value)
@@ -501,9 +499,9 @@ def test_lps_landmarks_are_recognised(root):
     points = {name: apply_affine(shift, p) for name, p in read_points(path).items()}
     ras = "".join(f"{n},{p[0]},{p[1]},{p[2]}\n" for n, p in points.items())
     lps = "".join(f"{n},{-p[0]},{-p[1]},{p[2]}\n" for n, p in points.items())
-    path.write_text("name,x,y,z\n" + ras)
+    path.write_text("name,x,y,z\n" + ras, encoding="utf-8")
     read(root)
-    path.write_text("name,x,y,z\n" + lps)
+    path.write_text("name,x,y,z\n" + lps, encoding="utf-8")
     with pytest.raises(InputError, match="seems to be LPS") as caught:
         read(root)
     assert str(path) in str(caught.value) and "5 of 5" in str(caught.value)
@@ -511,7 +509,7 @@ def test_lps_landmarks_are_recognised(root):
 
 def test_a_landmark_far_outside_is_named_without_blaming_lps(root):
     path = root / "landmarks/c2.csv"
-    path.write_text(path.read_text() + "far,0,0,5000\n")
+    path.write_text(path.read_text(encoding="utf-8") + "far,0,0,5000\n", encoding="utf-8")
     with pytest.raises(InputError, match="first 'far' at") as caught:
         read(root)
     assert "LPS" not in str(caught.value)

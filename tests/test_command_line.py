@@ -23,6 +23,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         timeout=300,
+        encoding="utf-8",
     )
 
 
@@ -35,9 +36,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         ("--config=experiments/lung.py:nosuch", ["lung.py:nosuch", "paper, paper_coarse"]),
     ],
 )
-def test_a_wrong_value_is_answered_in_one_line(
-    argument: str, expected: list[str], tmp_path: Path
-) -> None:
+def test_a_wrong_value_is_answered_in_one_line(argument: str, expected: list[str], tmp_path: Path) -> None:
     answer = run("experiments.train", f"--workdir={tmp_path}/run", argument)
     assert answer.returncode == 2
     lines = answer.stderr.strip().splitlines()
@@ -76,8 +75,6 @@ def test_train_then_evaluate(tmp_path: Path) -> None:
     assert answer.returncode == 0, answer.stderr
     assert (workdir / "evaluation.csv").is_file()
     output = tmp_path / "tables"
-    answer = run(
-        "experiments.evaluate", f"--workdir={workdir}", "--split=train", f"--output={output}"
-    )
+    answer = run("experiments.evaluate", f"--workdir={workdir}", "--split=train", f"--output={output}")
     assert answer.returncode == 0, answer.stderr
-    assert (output / "evaluation.csv").read_text().count("c0") >= 2
+    assert (output / "evaluation.csv").read_text(encoding="utf-8").count("c0") >= 2

@@ -189,15 +189,18 @@ def test_the_other_process_ends_when_this_one_is_killed(tmp_path: Path) -> None:
     program.write_text(
         "import os, signal\nfrom experiments.comparison_store import separate_process\n"
         "if __name__ == '__main__':\n    with separate_process() as call:\n"
-        "        print(call(os.getpid), flush=True)\n        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "        print(call(os.getpid), flush=True)\n        os.kill(os.getpid(), signal.SIGKILL)\n",
+        encoding="utf-8",
     )
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
-    done = subprocess.run([sys.executable, str(program)], env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, str(program)], env=environment, capture_output=True, text=True, encoding="utf-8"
+    )
     other = int(done.stdout)
     for _ in range(600):
         # A zombie (its new parent has not looked yet) has ended as well.
         state = Path(f"/proc/{other}/stat")
-        if not state.exists() or state.read_text().rpartition(")")[2].split()[0] == "Z":
+        if not state.exists() or state.read_text(encoding="utf-8").rpartition(")")[2].split()[0] == "Z":
             return
         time.sleep(0.1)
     os.kill(other, signal.SIGKILL)
@@ -278,7 +281,7 @@ def test_the_whole_comparison_and_going_on(
     assert found["methods"]["elastix"]["all"]["tre_mm"]["mean"] == pytest.approx(np.mean(errors), rel=1e-5)
     kept = {t["method"]: t["name"] for t in found["tuning"] if t["kept"]}
     assert kept["ants"] == "near" and set(kept) == {"elastix", "ants", "refined"}
-    table = list(csv.DictReader((tmp_path / "tables/table_1.csv").open()))
+    table = list(csv.DictReader((tmp_path / "tables/table_1.csv").open(encoding="utf-8")))
     assert [row["pair"] for row in table] == [f"{m} -> {f}" for f, m in pairs] + ["All", "[Hu], All"]
     assert float(table[0]["Elastix"]) == pytest.approx(errors[0].mean(), rel=1e-4)
     assert (table[-1]["Elastix"], table[-1]["Ours sd"], table[-1]["Affine only"]) == ("4.47", "1.68", "")
@@ -309,9 +312,9 @@ def test_a_method_that_fails_on_a_pair_is_a_hole(
     found = compare.compare(config, tmp_path, methods=chosen, tuning_pairs=0, isolated=False, progress=False)
     pair = found["methods"]["elastix"]["pairs"][1]
     assert pair["error"] == "itk::ERROR: no samples" and "tre_mm" not in pair
-    table = list(csv.DictReader((tmp_path / "tables/table_1.csv").open()))
+    table = list(csv.DictReader((tmp_path / "tables/table_1.csv").open(encoding="utf-8")))
     assert table[1]["Elastix"] == "" and float(table[0]["Elastix"]) > 0
-    text = (tmp_path / "comparison.md").read_text()
+    text = (tmp_path / "comparison.md").read_text(encoding="utf-8")
     assert "Elastix: 2 of 3 pairs" in text and "itk::ERROR: no samples" in text
     assert {d["second"]: d["pairs"] for d in found["tests"]["tre_mm"]} == {"affine": 3, "elastix": 2}
     # Mended, only the hole is filled.
@@ -390,7 +393,7 @@ def test_what_cannot_be_compared_is_told_at_once(
         other = config.copy_and_resolve_references()
         other.update_from_flattened_dict(changes)
         (tmp_path / name).mkdir()
-        (tmp_path / name / configuration.FILE).write_text(configuration.to_json(other))
+        (tmp_path / name / configuration.FILE).write_text(configuration.to_json(other), encoding="utf-8")
         return tmp_path / name
 
     with pytest.raises(InputError, match=r"methods elastix,snap: some of before,affine"):
@@ -529,8 +532,8 @@ def test_ablations_are_resumed_and_a_failed_run_is_a_hole(
     ]
     assert [row["name"] for row in found["rows"]] == ["as configured", "1", "100"]
     assert found["rows"][0]["runs"][0]["test_tre_mm"] > 0
-    text = (tmp_path / "ablations.md").read_text()
+    text = (tmp_path / "ablations.md").read_text(encoding="utf-8")
     assert f"| lambda: 100 | {HOLE} |" in text and "step 3: image not finite" in text
-    assert json.loads((tmp_path / "ablations.json").read_text()) == found
+    assert json.loads((tmp_path / "ablations.json").read_text(encoding="utf-8")) == found
     with pytest.raises(InputError, match="the groups are landmark_term, reading"):
         ablations.ablate(config, tmp_path, only=("lamda",))

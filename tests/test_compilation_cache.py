@@ -35,6 +35,7 @@ def run(**environment: str) -> dict[str, str]:
         capture_output=True,
         text=True,
         check=True,
+        encoding="utf-8",
     )
     return dict(line.split(" ", 1) for line in done.stdout.splitlines() if " " in line) | {
         "stderr": done.stderr

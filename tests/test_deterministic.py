@@ -43,7 +43,9 @@ def test_two_runs_end_with_the_same_bits(tmp_path: Path) -> None:
             f"--workdir={tmp_path / name}",
         ]
         command += [*given, f"--config.data.root={root}", f"--config.data.cache={tmp_path / name}_cache"]
-        answer = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+        answer = subprocess.run(
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, encoding="utf-8"
+        )
         assert answer.returncode == 0, answer.stderr
     for store in (checkpoint.LATEST, checkpoint.BEST):
         states = [saved_state(tmp_path / name, store) for name in ("one", "other")]
@@ -51,6 +53,6 @@ def test_two_runs_end_with_the_same_bits(tmp_path: Path) -> None:
         for one, other in zip(states[0][1], states[1][1], strict=True):
             np.testing.assert_array_equal(one, other)
     assert rows(tmp_path / "one") == rows(tmp_path / "other")
-    (start,) = json.loads((tmp_path / "one/versions.json").read_text())
+    (start,) = json.loads((tmp_path / "one/versions.json").read_text(encoding="utf-8"))
     assert "--xla_gpu_deterministic_ops=true" in start["environment"]["XLA_FLAGS"]
     assert start["seed"] == 0 and start["packages"]["jaxlib"]

@@ -30,6 +30,7 @@ def run(folder: Path, count: int, devices: int = 1) -> list[dict[str, np.ndarray
             cwd=Path(__file__).parents[1],
             stderr=subprocess.PIPE,
             text=True,
+            encoding="utf-8",
         )
         for i, file in enumerate(files)
     ]

@@ -32,7 +32,7 @@ def evaluate(folder: Path, **options: Any) -> dict[str, Any]:
     for name, value in options.items():
         words += [f"--{name.replace('_', '-')}", str(value)]
     main(words)
-    found: dict[str, Any] = json.loads(output.read_text())
+    found: dict[str, Any] = json.loads(output.read_text(encoding="utf-8"))
     return found
 
 
@@ -191,8 +191,8 @@ def test_bad_input_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     write_points_any(tmp_path / "p.csv", points)
     write_points_any(tmp_path / "others.csv", {f"q{i}": v for i, v in enumerate(points.values())})
     write_points_any(tmp_path / "far.csv", points | {"lost": np.array([900.0, 0, 0])})
-    (tmp_path / "two.csv").write_text("20,15,12\n21,15,12\n")
-    (tmp_path / "three.csv").write_text("20,15,12\n21,15,12\n22,15,12\n")
+    (tmp_path / "two.csv").write_text("20,15,12\n21,15,12\n", encoding="utf-8")
+    (tmp_path / "three.csv").write_text("20,15,12\n21,15,12\n22,15,12\n", encoding="utf-8")
     volume = spaces.ct()
     spaces.save(tmp_path / "empty.nii.gz", Volume(0 * volume.data, volume.affine))
     spaces.save(tmp_path / "small.nii.gz", Volume(np.ones((9, 9, 9), np.uint8), volume.affine))
@@ -232,10 +232,10 @@ def test_existing_output_needs_force(tmp_path: Path, capsys: pytest.CaptureFixtu
     pair = scans(tmp_path)
     write_points_any(tmp_path / "p.csv", some_points(3))
     output = tmp_path / "figures.json"
-    output.write_text("precious")
+    output.write_text("precious", encoding="utf-8")
     words = [f"--{side}={path}" for side, path in pair.items()]
     words += [f"--{side}-landmarks={tmp_path / 'p.csv'}" for side in pair]
     with pytest.raises(SystemExit):
         main(["evaluate", *words, f"--output={output}"])
     assert "--force" in capsys.readouterr().err
-    assert output.read_text() == "precious"
+    assert output.read_text(encoding="utf-8") == "precious"

@@ -75,9 +75,7 @@ LENGTH = math.hypot(4.0, 4.0)  # |SHIFT * SPACING|, mm
 
 
 def test_identity_leaves_every_number_as_it_was() -> None:
-    (result,) = evaluation.evaluate_pairs(
-        evaluation.identity_register, TWO, [("a", "b")], progress=False
-    )
+    (result,) = evaluation.evaluate_pairs(evaluation.identity_register, TWO, [("a", "b")], progress=False)
     np.testing.assert_allclose(result.tre_initial_mm, LENGTH)
     np.testing.assert_array_equal(result.tre_mm, result.tre_initial_mm)
     np.testing.assert_allclose(result.tre_before_affine_mm, 3 * np.linalg.norm(SHIFT))
@@ -109,9 +107,7 @@ def test_all_pools_landmarks_not_pairs() -> None:
 
 def test_tables_have_the_promised_columns_rows_and_empty_cells(tmp_path: Path) -> None:
     bare = case("bare", SHIFT, annotated=False)
-    one = case(
-        "one", SHIFT, landmarks=np.array([[7.0, 5, 4], NAN]), landmarks_mm=np.array([NAN] * 2)
-    )
+    one = case("one", SHIFT, landmarks=np.array([[7.0, 5, 4], NAN]), landmarks_mm=np.array([NAN] * 2))
     some = cohort(*TWO.cases, bare, one)
     pairs = [("a", "b"), ("a", "bare"), ("a", "one")]
     results = evaluation.evaluate_pairs(shifting, some, pairs, progress=False)
@@ -120,7 +116,7 @@ def test_tables_have_the_promised_columns_rows_and_empty_cells(tmp_path: Path) -
         "evaluation.csv", "evaluation.json", "evaluation.md"
     }  # fmt: skip
 
-    lines = (tmp_path / "new" / "evaluation.csv").read_text().splitlines()
+    lines = (tmp_path / "new" / "evaluation.csv").read_text(encoding="utf-8").splitlines()
     assert lines[0] == HEADER
     rows = {row["pair"]: row for row in csv.DictReader(lines)}
     assert list(rows) == ["b -> a", "bare -> a", "one -> a", "All", "All sd"]
@@ -130,7 +126,7 @@ def test_tables_have_the_promised_columns_rows_and_empty_cells(tmp_path: Path) -
     assert float(rows["b -> a"]["tre_initial_mm"]) == pytest.approx(LENGTH, abs=1e-4)
     assert all(float(row["seconds"]) > 0 for name, row in rows.items() if name != "All sd")
 
-    whole = json.loads((tmp_path / "new" / "evaluation.json").read_text())
+    whole = json.loads((tmp_path / "new" / "evaluation.json").read_text(encoding="utf-8"))
     assert whole["all"]["tre_mm"]["n"] == 3
     assert whole["pairs"][0]["landmarks"]["carina"]["tre_initial_mm"] == pytest.approx(LENGTH)
     assert whole["pairs"][2]["landmarks"]["trachea_1"]["tre_mm"] is None
@@ -139,14 +135,14 @@ def test_tables_have_the_promised_columns_rows_and_empty_cells(tmp_path: Path) -
     assert {"jax", "flax", "numpy", "python", "lmreg_jax"} <= set(whole["versions"])
     assert whole["cohort"]["alignment"] == "moments"
 
-    text = (tmp_path / "new" / "evaluation.md").read_text()
+    text = (tmp_path / "new" / "evaluation.md").read_text(encoding="utf-8")
     assert "| b -> a |" in text and "| **All** |" in text and " nan" not in text
 
 
 def test_tables_are_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     results = evaluation.evaluate_pairs(shifting, TWO, PAIRS, progress=False)
     evaluation.write_tables(tmp_path, results, TWO)
-    before = (tmp_path / "evaluation.csv").read_text()
+    before = (tmp_path / "evaluation.csv").read_text(encoding="utf-8")
 
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
@@ -154,7 +150,7 @@ def test_tables_are_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(os, "replace", full)
     with pytest.raises(OSError, match="No space"):
         evaluation.write_tables(tmp_path, results[:1], TWO)
-    assert (tmp_path / "evaluation.csv").read_text() == before
+    assert (tmp_path / "evaluation.csv").read_text(encoding="utf-8") == before
     assert len(list(tmp_path.iterdir())) == 3
 
 

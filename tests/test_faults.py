@@ -80,7 +80,7 @@ def mount(*arguments: str) -> None:
     """mount(8), or a skip where this user may not."""
     if shutil.which("mount") is None:
         pytest.skip("needs mount(8)")
-    answer = subprocess.run(["mount", *arguments], capture_output=True, text=True)
+    answer = subprocess.run(["mount", *arguments], capture_output=True, text=True, encoding="utf-8")
     if answer.returncode:
         pytest.skip(f"may not mount here: {answer.stderr.strip()}")
 
@@ -184,7 +184,10 @@ def test_a_read_only_workdir_stops_with_a_message_and_nothing_lost(
 def image_of(config: ConfigDict, case: str) -> Path:
     """The prepared image of a case, in the one entry of the cohort's cache."""
     (entry,) = (p for p in Path(config.data.cache).iterdir() if p.is_dir())
-    names = [described["name"] for described in json.loads((entry / "cohort.json").read_text())["cases"]]
+    names = [
+        described["name"]
+        for described in json.loads((entry / "cohort.json").read_text(encoding="utf-8"))["cases"]
+    ]
     return entry / f"image_{names.index(case):04d}.npy"
 
 
@@ -232,7 +235,7 @@ def test_a_case_that_goes_bad_is_skipped_and_counted(
             program.train(config, tmp_path / "run", evaluate=False)
     assert saved_state(tmp_path / "run")[0] == STEPS
     assert all("c1" not in pair for step in drawn[BAD_AT:] for pair in step)
-    skipped = json.loads((tmp_path / "run" / supply.FILE).read_text())
+    skipped = json.loads((tmp_path / "run" / supply.FILE).read_text(encoding="utf-8"))
     assert list(skipped) == ["c1"] and "vanished" in skipped["c1"]
     assert "1 of 6 cases were skipped: c1" in caplog.text
 
@@ -291,14 +294,14 @@ def test_a_line_cut_short_is_dropped_on_resuming(tmp_path: Path) -> None:
         table.add(10, {"loss": 1.5})
         table.add_skipped(3, [("a", "b")], {"loss": float("nan")})
     for name, half in ((scalars.FILE, "1"), (scalars.SKIPPED, '{"step": 1, "pai')):
-        with (tmp_path / name).open("a") as file:
+        with (tmp_path / name).open("a", encoding="utf-8") as file:
             file.write(half)
     with scalars.Writer(tmp_path) as table:
         assert [row["step"] for row in table.read()] == ["10"]
         table.rewind(12)
         table.add(20, {"loss": 2})
         assert [row["step"] for row in table.read()] == ["10", "20"]
-    assert len((tmp_path / scalars.SKIPPED).read_text().splitlines()) == 1
+    assert len((tmp_path / scalars.SKIPPED).read_text(encoding="utf-8").splitlines()) == 1
 
 
 def test_tensorboard_gives_up_where_its_disk_is_full_and_never_hangs(
@@ -339,17 +342,17 @@ def test_seed_and_versions_are_written_once_for_each_set_of_them(
 ) -> None:
     for step in (0, 4):
         provenance.record(tmp_path, config, step)
-    (start,) = json.loads((tmp_path / provenance.FILE).read_text())
+    (start,) = json.loads((tmp_path / provenance.FILE).read_text(encoding="utf-8"))
     assert start["seed"] == config.seed and start["step"] == 0
     assert start["packages"]["jax"] and start["python"] and start["devices"] == {"cpu": 4}
     monkeypatch.setattr(provenance.platform, "python_version", lambda: "9.9")
     provenance.record(tmp_path, config, 8)
-    starts = json.loads((tmp_path / provenance.FILE).read_text())
+    starts = json.loads((tmp_path / provenance.FILE).read_text(encoding="utf-8"))
     assert [start["step"] for start in starts] == [0, 8]
     assert "-> 9.9" in caplog.text
-    (tmp_path / provenance.FILE).write_text("{")
+    (tmp_path / provenance.FILE).write_text("{", encoding="utf-8")
     provenance.record(tmp_path, config, 8)
-    assert len(json.loads((tmp_path / provenance.FILE).read_text())) == 1
+    assert len(json.loads((tmp_path / provenance.FILE).read_text(encoding="utf-8"))) == 1
 
 
 def test_the_commit_is_that_of_the_package_and_of_nobody_else(tmp_path: Path) -> None:

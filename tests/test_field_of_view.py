@@ -100,6 +100,6 @@ def test_reference_lungs_are_those_of_a_box(cohort: Cohort, tmp_path: Path) -> N
 @pytest.mark.parametrize("text", ["{", "{}", '{"mean_mm": [0, 0], "sd_mm": [1, 1, 1]}',
                                   '{"mean_mm": [0, 0, 0], "sd_mm": [1, 0, 1]}'])  # fmt: skip
 def test_damaged_reference_lungs_are_named(tmp_path: Path, text: str) -> None:
-    (tmp_path / reference_lungs.FILE).write_text(text)
+    (tmp_path / reference_lungs.FILE).write_text(text, encoding="utf-8")
     with pytest.raises(InputError, match=reference_lungs.FILE):
         reference_lungs.read(tmp_path)

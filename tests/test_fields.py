@@ -161,10 +161,7 @@ def test_integrate_is_scipys_and_its_error_halves_with_each_step() -> None:
     # (I + A/n)^n = exp(A) (1 - A^2 / 2n + ..): first order in 1/n, without interpolation error.
     matrix = np.diag([-0.5, -0.3, -0.4])
     exact = linear(np.diag(np.exp(np.diag(matrix))) - np.eye(3), SHAPE)
-    errors = [
-        np.abs(integrate(jnp.asarray(linear(matrix, SHAPE)), steps=s) - exact).max()
-        for s in (5, 6, 7)
-    ]
+    errors = [np.abs(integrate(jnp.asarray(linear(matrix, SHAPE)), steps=s) - exact).max() for s in (5, 6, 7)]
     np.testing.assert_allclose(np.divide(errors[:-1], errors[1:]), 2, rtol=0.02)
 
 
@@ -185,9 +182,7 @@ def test_opposite_linear_velocities_leave_the_known_remainder() -> None:
     """(I + B)^n (I - B)^n = (I - B^2)^n with B = A / n, in the middle (see the rotation above)."""
     shape, steps = (25, 25, 25), 5
     matrix = 0.2 * np.array([[0.0, -1, 0], [1, 0, 0.5], [0, -0.5, 0]])
-    there, back = (
-        integrate(jnp.asarray(linear(sign * matrix, shape)), steps=steps) for sign in (1, -1)
-    )
+    there, back = (integrate(jnp.asarray(linear(sign * matrix, shape)), steps=steps) for sign in (1, -1))
     scaled = matrix / 2**steps
     power = np.linalg.matrix_power(np.eye(3) - scaled @ scaled, 2**steps)
     inner = (slice(11, 14),) * 3

@@ -105,9 +105,7 @@ def example() -> dict[str, np.ndarray]:
 
 
 def test_a_pair_makes_three_figures(tmp_path: Path) -> None:
-    files = figures.pair(
-        tmp_path / "new" / "median", **example(), spacing_mm=SPACING, names=("a", "b", "c")
-    )
+    files = figures.pair(tmp_path / "new" / "median", **example(), spacing_mm=SPACING, names=("a", "b", "c"))
     assert [file.name for file in files] == [
         "median_overview.png", "median_field.png", "median_landmarks.png"
     ]  # fmt: skip
@@ -118,9 +116,7 @@ def test_a_pair_makes_three_figures(tmp_path: Path) -> None:
 def test_a_pair_without_landmarks_or_motion_still_draws(tmp_path: Path) -> None:
     none = {"fixed_points": np.zeros((0, 3)), "moving_points": np.zeros((0, 3))}
     still = {"displacement": np.zeros((*SHAPE, 3))}
-    for file in figures.pair(
-        tmp_path / "x", **(example() | none | still), spacing_mm=SPACING, names=()
-    ):
+    for file in figures.pair(tmp_path / "x", **(example() | none | still), spacing_mm=SPACING, names=()):
         drawn(file, count=2)  # no figure of landmarks
 
 
@@ -149,17 +145,17 @@ def test_tre_plot(tmp_path: Path) -> None:
 def test_loss_curves_skip_empty_cells(tmp_path: Path) -> None:
     table = tmp_path / "scalars.csv"
     rows = [f"{i},{100 / (i + 1)},{'' if i % 50 else 5},," for i in range(200)]
-    table.write_text("\n".join(["step,loss,val_tre_mm,val_dice,", *rows]))
+    table.write_text("\n".join(["step,loss,val_tre_mm,val_dice,", *rows]), encoding="utf-8")
     drawn(figures.loss_curves(tmp_path / "loss.png", table), count=2)
 
 
 @pytest.mark.parametrize("text", ["loss\n1\n", "step,loss\n1,abc\n"])
 def test_a_table_that_is_none_is_refused_by_name(tmp_path: Path, text: str) -> None:
-    (tmp_path / "scalars.csv").write_text(text)
+    (tmp_path / "scalars.csv").write_text(text, encoding="utf-8")
     with pytest.raises(InputError, match=r"scalars\.csv"):
         figures.loss_curves(tmp_path / "loss.png", tmp_path / "scalars.csv")
 
 
 def test_a_table_without_rows_draws_an_empty_figure(tmp_path: Path) -> None:
-    (tmp_path / "scalars.csv").write_text("step,loss\n")
+    (tmp_path / "scalars.csv").write_text("step,loss\n", encoding="utf-8")
     assert figures.loss_curves(tmp_path / "loss.png", tmp_path / "scalars.csv").exists()

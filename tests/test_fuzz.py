@@ -124,7 +124,7 @@ def test_no_path_of_a_table_leads_out_of_its_folder(cell: str, tmp_path: Path) -
 @given(pairs=st.lists(st.tuples(st.sampled_from("abcd"), st.sampled_from("abcd")), min_size=1, max_size=6))
 def test_pairs_are_as_written_or_refused_with_their_line(pairs: list[Any], tmp_path: Path) -> None:
     lines = "".join(f"{fixed},{moving}\n" for fixed, moving in pairs)
-    (tmp_path / "pairs.csv").write_text("fixed,moving\n" + lines)
+    (tmp_path / "pairs.csv").write_text("fixed,moving\n" + lines, encoding="utf-8")
     rows = [Row(name, "train", tmp_path) for name in "abcd"]
     sound = len(set(pairs)) == len(pairs) and all(a != b for a, b in pairs)
     try:
@@ -178,7 +178,7 @@ def test_a_hundred_broken_files_of_every_kind(tmp_path: Path) -> None:
     for kind in fuzz_readers.KINDS:
         if fuzz_readers.available(kind) and fuzz_readers.KINDS[kind].share >= 3:
             command += ["--kind", kind]
-    answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, encoding="utf-8")
     print(answer.stdout)
     assert answer.returncode == 0, answer.stdout + answer.stderr[-2000:]
 
@@ -196,6 +196,6 @@ def test_the_valid_files_are_read(tmp_path: Path) -> None:
 
 def test_json_nested_without_end_is_refused(tmp_path: Path) -> None:
     """Python's parser recurses; it ends with an error of its own kind."""
-    (tmp_path / "config.json").write_text("[" * 100_000)
+    (tmp_path / "config.json").write_text("[" * 100_000, encoding="utf-8")
     with pytest.raises(InputError, match=r"config\.json"):
         configuration.read(tmp_path / "config.json")

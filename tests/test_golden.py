@@ -233,9 +233,7 @@ def compare(found: Any, data: Arrays, rename: Callable[[str], str], gradients: f
 def test_the_whole_network_with_random_weights() -> None:
     data = golden("net_random_g32x48x64")
     layers = {n[2:-7] for n in data if re.fullmatch(r"w_.*_kernel", n)}
-    params = {
-        ours(n): {part: data[f"w_{n}_{part}"] for part in ("kernel", "bias")} for n in layers
-    }
+    params = {ours(n): {part: data[f"w_{n}_{part}"] for part in ("kernel", "bias")} for n in layers}
     objective = eq7.Objective("voxelmorph", precision=25, image_sigma=0.01)
     found = network(objective)({"params": params}, data["moving"], data["fixed"])
     compare(found, data, ours, gradients=5e-4)

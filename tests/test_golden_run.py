@@ -86,7 +86,7 @@ def curve(folder: Path) -> dict[str, list[float | None]]:
 
 @pytest.mark.slow
 def test_the_loss_curve_is_the_one_on_record(tmp_path: Path) -> None:
-    found, golden = curve(tmp_path), json.loads(FILE.read_text())
+    found, golden = curve(tmp_path), json.loads(FILE.read_text(encoding="utf-8"))
     assert found.keys() == golden.keys()
     for name, values in golden.items():
         assert [v is None for v in found[name]] == [v is None for v in values]
@@ -99,7 +99,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         found = curve(Path(folder))
     if len(sys.argv) > 1:  # Only compares: python -m tests.test_golden_run compare
-        golden = json.loads(FILE.read_text())
+        golden = json.loads(FILE.read_text(encoding="utf-8"))
         for name, values in golden.items():
             pairs = [
                 (a, b) for a, b in zip(found[name], values, strict=True) if b is not None and a is not None
@@ -108,7 +108,7 @@ def main() -> None:
             print(f"{name:12} {worst:.1e}")
         return
     lines = [f'  "{name}": {json.dumps(values)}' for name, values in found.items()]
-    FILE.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+    FILE.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -85,9 +85,7 @@ def test_derivatives_are_finite_differences(name: str) -> None:
     function, arguments = FUNCTIONS[name]
     function = jax.jit(function)
     for seed in SEEDS:
-        check_grads(
-            function, arguments(seed), order=1, modes=["rev"], eps=1e-5, rtol=1e-6, atol=1e-7
-        )
+        check_grads(function, arguments(seed), order=1, modes=["rev"], eps=1e-5, rtol=1e-6, atol=1e-7)
 
 
 def mean_square(displacement: jax.Array) -> jax.Array:

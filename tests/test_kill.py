@@ -220,7 +220,12 @@ IN_PYTHON = "[time.sleep(0.01) for _ in iter(lambda: stop.asked, True)]"
 def watched(work: str, after: str = "pass") -> subprocess.Popen[str]:
     program = WATCHED.format(work=work, after=after)
     process = subprocess.Popen(
-        [sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
     )
     assert process.stdout is not None and process.stdout.readline() == "ready\n"
     return process

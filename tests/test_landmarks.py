@@ -28,9 +28,7 @@ def points() -> np.ndarray:
     return np.random.default_rng(0).uniform(0, np.array(SHAPE) - 1, (5, 3))
 
 
-def test_points_move_by_the_field_read_between_voxels(
-    displacement: np.ndarray, points: np.ndarray
-) -> None:
+def test_points_move_by_the_field_read_between_voxels(displacement: np.ndarray, points: np.ndarray) -> None:
     expected = points + numerics.sample(displacement, points)
     np.testing.assert_allclose(move_points(displacement, points), expected, atol=EXACT)
 

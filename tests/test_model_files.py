@@ -58,7 +58,7 @@ def test_missing_files_are_named(exported: tuple[Path, registration.Registrar]) 
 
 def test_sums_cannot_point_elsewhere(exported: tuple[Path, registration.Registrar]) -> None:
     sums = exported[0] / model_files.SUMS
-    sums.write_text(sums.read_text() + f"{'0' * 64}  ../outside\n")
+    sums.write_text(sums.read_text(encoding="utf-8") + f"{'0' * 64}  ../outside\n", encoding="utf-8")
     with pytest.raises(InputError, match="outside"):
         registration.load(exported[0])
 
@@ -75,7 +75,7 @@ def test_the_shipped_model_is_whole_and_small() -> None:
     assert model_files.is_model(model_files.DEFAULT)
     model_files.verify(model_files.DEFAULT)
     assert sum(file.stat().st_size for file in model_files.DEFAULT.iterdir()) < 2e6
-    assert "not" in (model_files.DEFAULT / "MODEL_CARD.md").read_text()
+    assert "not" in (model_files.DEFAULT / "MODEL_CARD.md").read_text(encoding="utf-8")
     model = registration.load()
     images = np.zeros((2, *model.config.data.shape), np.float32)
     assert np.isfinite(model(*images).displacement).all()

@@ -25,9 +25,7 @@ terms = jax.jit(eq7.terms, static_argnums=0)
 def pair(seed: int = 0) -> tuple[Any, ...]:
     """Posterior, displacement, images, landmarks, mask: all that `terms` takes."""
     random = np.random.default_rng(seed)
-    posterior = Posterior(
-        numerics.smooth_field(COARSE, seed, 1), random.normal(-4, 0.3, (*COARSE, 3))
-    )
+    posterior = Posterior(numerics.smooth_field(COARSE, seed, 1), random.normal(-4, 0.3, (*COARSE, 3)))
     displacement = eq7.displacement_of(jnp.asarray(posterior.mean), SHAPE, stride=2, steps=7)
     points = random.uniform(0, np.array(SHAPE) - 1, (4, 3))
     others = points + random.normal(size=(4, 3))
@@ -53,9 +51,7 @@ def test_terms_by_hand(reading: str, unit: str) -> None:
     assert float(found["image"]) == pytest.approx(factor * error / 0.05**2, rel=EXACT)
     assert float(found["landmark"]) == pytest.approx(distance / (2 * 3**2), rel=EXACT)
     degrees = sum(np.where((i == 0) | (i == n - 1), 1, 2) for n, i in enumerate_axes(COARSE))
-    trace = 1.5 * np.mean(
-        10 * degrees[..., None] * np.exp(posterior.log_variance) - posterior.log_variance
-    )
+    trace = 1.5 * np.mean(10 * degrees[..., None] * np.exp(posterior.log_variance) - posterior.log_variance)
     squares = [np.diff(posterior.mean, axis=a) ** 2 for a in range(3)]
     smooth = {
         "exact": 10 / 2 * sum(map(np.sum, squares)) / np.prod(COARSE),
@@ -94,9 +90,7 @@ def test_no_landmark_is_a_term_of_zero_with_finite_derivatives(spoilt: bool) -> 
         points, others = np.full_like(points, np.nan), np.full_like(others, np.nan)
 
     def landmark(u: jax.Array) -> jax.Array:
-        by_name = eq7.terms(
-            eq7.Objective(), posterior, u, fixed, moving, points, others, np.zeros_like(mask)
-        )
+        by_name = eq7.terms(eq7.Objective(), posterior, u, fixed, moving, points, others, np.zeros_like(mask))
         return by_name["landmark"]
 
     value, slope = jax.jit(jax.value_and_grad(landmark))(displacement)
@@ -125,9 +119,7 @@ def test_a_landmark_on_the_last_voxel_pulls_only_that_voxel() -> None:
     points[0], only = np.array(SHAPE) - 1, np.array([True, False, False, False])
 
     def landmark(u: jax.Array) -> jax.Array:
-        return eq7.terms(eq7.Objective(), posterior, u, fixed, moving, points, others, only)[
-            "landmark"
-        ]
+        return eq7.terms(eq7.Objective(), posterior, u, fixed, moving, points, others, only)["landmark"]
 
     slope = np.array(jax.jit(jax.grad(landmark))(displacement))
     expected = points[0] + np.asarray(displacement)[-1, -1, -1] - others[0]

@@ -218,7 +218,7 @@ def test_a_written_cohort_is_the_same_on_one_process_and_two(tmp_path: Path) -> 
     files = sorted(p.relative_to(one) for p in one.rglob("*") if p.is_file())
     assert len(files) == 1 + 5 * 2
     assert filecmp.cmpfiles(one, two, files, shallow=False) == (files, [], [])
-    with open(one / "cases.csv", newline="") as file:
+    with open(one / "cases.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert [row["split"] for row in rows] == ["train", "test"]
     image = nib.load(one / rows[0]["image"])
@@ -226,7 +226,7 @@ def test_a_written_cohort_is_the_same_on_one_process_and_two(tmp_path: Path) -> 
     made = thorax(0, shape=(20, 14, 26), spacing_mm=16.0)
     np.testing.assert_array_equal(np.asarray(image.dataobj), made.image)
     assert image.get_data_dtype() == np.int16
-    with open(one / rows[0]["landmarks"], newline="") as file:
+    with open(one / rows[0]["landmarks"], newline="", encoding="utf-8") as file:
         marks = {r["name"]: [float(r[a]) for a in "xyz"] for r in csv.DictReader(file)}
     np.testing.assert_allclose(marks["carina"], made.landmarks["carina"], atol=1e-4)
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
@@ -250,6 +250,12 @@ def test_a_program_on_standard_input_gets_its_cohort_too(tmp_path: Path) -> None
         " spacing_mm=11.0, processes=2, progress=False)\n"
     )
     subprocess.run(
-        [sys.executable, "-"], input=program, text=True, check=True, capture_output=True, timeout=300
+        [sys.executable, "-"],
+        input=program,
+        text=True,
+        check=True,
+        capture_output=True,
+        timeout=300,
+        encoding="utf-8",
     )
     assert len(list((tmp_path / "cohort" / "images").iterdir())) == 2

@@ -43,11 +43,11 @@ def test_written_points_are_read_again(name: str, tmp_path: Path) -> None:
 def test_slicer_files_are_in_lps(tmp_path: Path) -> None:
     """As Slicer writes and reads them: the signs of x and y differ from ours."""
     write_points_any(tmp_path / "p.fcsv", POINTS)
-    lines = (tmp_path / "p.fcsv").read_text().splitlines()
+    lines = (tmp_path / "p.fcsv").read_text(encoding="utf-8").splitlines()
     assert lines[1] == "# CoordinateSystem = LPS"
     assert lines[3].split(",")[1:4] == ["-4.2500", "12.5000", "30.0000"]
     write_points_any(tmp_path / "p.mrk.json", POINTS)
-    markup = json.loads((tmp_path / "p.mrk.json").read_text())["markups"][0]
+    markup = json.loads((tmp_path / "p.mrk.json").read_text(encoding="utf-8"))["markups"][0]
     assert markup["coordinateSystem"] == "LPS" and markup["type"] == "Fiducial"
     assert markup["controlPoints"][0] == {
         "id": "1",
@@ -68,7 +68,7 @@ def test_slicers_coordinate_system_is_obeyed(system: str, signs: Any, tmp_path: 
         'vtkMRMLMarkupsFiducialNode_0,10.5,-20,30,0,0,0,1,1,1,0,"F, 1",,\n'
         "vtkMRMLMarkupsFiducialNode_1,1,2,3,0,0,0,1,1,1,0,F-2,,\n"
     )
-    (tmp_path / "p.fcsv").write_text(text)
+    (tmp_path / "p.fcsv").write_text(text, encoding="utf-8")
     points = read_points_any(tmp_path / "p.fcsv")
     assert list(points) == ["F, 1", "F-2"]
     np.testing.assert_allclose(points["F, 1"], [10.5 * signs[0], -20 * signs[1], 30])
@@ -79,7 +79,7 @@ def test_slicers_coordinate_system_is_obeyed(system: str, signs: Any, tmp_path: 
         {"id": "2", "label": "gone", "position": [0, 0, 0], "positionStatus": "undefined"},
     ]
     markups = {"markups": [{"coordinateSystem": system, "controlPoints": control}]}
-    (tmp_path / "p.mrk.json").write_text(json.dumps(markups))
+    (tmp_path / "p.mrk.json").write_text(json.dumps(markups), encoding="utf-8")
     points = read_points_any(tmp_path / "p.mrk.json")
     assert list(points) == ["a"]
     np.testing.assert_allclose(points["a"], [10.5 * signs[0], -20 * signs[1], 30])
@@ -89,7 +89,7 @@ def test_voxels_count_the_axes_as_stored(scan: Scan, tmp_path: Path) -> None:
     """The stored array's value at the voxel is the RAS image's value at the point."""
     voxels = np.array([[20, 10, 15], [9.5, 22, 11.25], [17, 15, 20]])
     text = "".join(",".join(f"{v:g}" for v in row) + "\n" for row in voxels)
-    (tmp_path / "l2r.csv").write_text(text)
+    (tmp_path / "l2r.csv").write_text(text, encoding="utf-8")
     assert holds_voxels(tmp_path / "l2r.csv")
     points = read_points_any(tmp_path / "l2r.csv", scan)
     assert list(points) == ["1", "2", "3"]
@@ -101,7 +101,7 @@ def test_voxels_count_the_axes_as_stored(scan: Scan, tmp_path: Path) -> None:
     again = read_points_any(tmp_path / "named.csv", scan, "voxel")
     for key, point in POINTS.items():
         np.testing.assert_allclose(again[key], point, atol=1e-3)
-    (tmp_path / "header.csv").write_text("x,y,z\n" + text)
+    (tmp_path / "header.csv").write_text("x,y,z\n" + text, encoding="utf-8")
     same = read_points_any(tmp_path / "header.csv", scan, "voxel")
     np.testing.assert_allclose(same["2"], points["2"])
     as_mm = read_points_any(tmp_path / "header.csv", unit="mm")
@@ -127,7 +127,7 @@ def test_voxels_count_the_axes_as_stored(scan: Scan, tmp_path: Path) -> None:
     ],
 )
 def test_unclear_files_are_refused(name: str, text: str, said: str, tmp_path: Path) -> None:
-    (tmp_path / name).write_text(text)
+    (tmp_path / name).write_text(text, encoding="utf-8")
     with pytest.raises(InputError, match=said) as caught:
         read_points_any(tmp_path / name)
     assert name in str(caught.value)

@@ -130,9 +130,7 @@ def blobs_and_known_affine():
     data *= fade[:, None, None] * fade[:, None] * fade
     centre = apply_affine(affine, np.array([28.0, 28.0, 28.0]))
     angle = np.deg2rad(7)
-    turn = np.array(
-        [[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]]
-    )
+    turn = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
     truth = np.eye(4)
     truth[:3, :3] = turn @ np.diag([1.08, 0.95, 1.04])
     truth[:3, 3] = centre - truth[:3, :3] @ centre + (9.0, -6.0, 12.0)
@@ -163,9 +161,7 @@ def test_elastix_finds_a_known_affine_in_the_right_direction(masked):
 def test_elastix_that_worsens_the_lungs_is_refused(monkeypatch):
     fixed, moving, _, _ = blobs_and_known_affine()
     mask = Volume((fixed.data > 0.5).astype(np.uint8), fixed.affine)
-    monkeypatch.setattr(
-        alignment, "_elastix", lambda *_: alignment.translation((0, 0, 0), (60, 0, 0))
-    )
+    monkeypatch.setattr(alignment, "_elastix", lambda *_: alignment.translation((0, 0, 0), (60, 0, 0)))
     with pytest.raises(RuntimeError, match="Dice fell"):
         alignment.align_elastix(fixed, fixed, mask, mask, np.eye(4))
     monkeypatch.setattr(alignment, "_elastix", lambda *_: np.diag([3.0, 1.0, 1.0, 1.0]))

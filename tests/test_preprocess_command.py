@@ -60,7 +60,7 @@ def test_the_trainer_reads_it(cohort: Path) -> None:
 
 def test_every_step_can_be_undone(cohort: Path) -> None:
     """A landmark of the raw scan, carried through steps.json, lies where the others' lie."""
-    steps = json.loads((cohort / "steps.json").read_text())
+    steps = json.loads((cohort / "steps.json").read_text(encoding="utf-8"))
     assert steps["reference"] == "s1"
     carried = []
     for i in range(3):
@@ -95,7 +95,7 @@ def test_files_are_complete(cohort: Path) -> None:
 
 def test_transforms_agree_with_the_record(cohort: Path) -> None:
     sitk = pytest.importorskip("SimpleITK")
-    steps = json.loads((cohort / "steps.json").read_text())
+    steps = json.loads((cohort / "steps.json").read_text(encoding="utf-8"))
     case = steps["cases"]["s0"]
     transform = sitk.ReadTransform(str(cohort / case["transforms"][0]))
     x = np.array([10.0, -20.0, 30.0])

@@ -136,7 +136,7 @@ def test_files_that_are_not_there_or_no_hdf5_are_refused(tmp_path: Path) -> None
     with pytest.raises(InputError, match="no such file"):
         import_keras(tmp_path, SMALL)
     text = tmp_path / "text.h5"
-    text.write_text("PK not HDF5")
+    text.write_text("PK not HDF5", encoding="utf-8")
     with pytest.raises(InputError, match=r"text\.h5: not an HDF5 file"):
         import_keras(text, SMALL)
 

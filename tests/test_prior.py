@@ -56,10 +56,7 @@ def test_exact_reading_is_the_dense_kl_up_to_its_constant() -> None:
     ours, dense = [], []
     for seed in range(4):
         mean, log_variance = posterior(seed)
-        ours.append(
-            size
-            * float(kl_divergence(mean, log_variance, precision=PRECISION, reading="exact"))
-        )
+        ours.append(size * float(kl_divergence(mean, log_variance, precision=PRECISION, reading="exact")))
         dense.append(dense_kl(mean.ravel(), np.diag(np.exp(log_variance.ravel())), matrix))
     # What 1e-9 on the diagonal adds: lambda / 2 * 1e-9 * |mean|^2, 1e-7.
     np.testing.assert_allclose(np.diff(ours), np.diff(dense), atol=3e-7)

@@ -107,7 +107,7 @@ def test_simpleitk_gives_the_same_image_and_points(scans: Path, aligned: Path) -
 
 
 def test_report_tells_what_was_done(aligned: Path) -> None:
-    report = json.loads((aligned / "report.json").read_text())
+    report = json.loads((aligned / "report.json").read_text(encoding="utf-8"))
     assert report["method"] == "affine, refinement"
     assert report["dice"]["both"]["after"] > 0.85
     assert set(report["dice"]) == {"both", "left", "right"}
@@ -118,7 +118,7 @@ def test_report_tells_what_was_done(aligned: Path) -> None:
     assert refinement["objective_after"]["total"] <= refinement["objective_before"]["total"]
     assert report["scans"]["fixed"]["litres"][1] > 1
     assert "no model" in " ".join(report["notes"])
-    page = (aligned / "report.html").read_text()
+    page = (aligned / "report.html").read_text(encoding="utf-8")
     assert "data:image/png;base64," in page
     assert not re.search(r'(src|href)="(?!data:)', page)  # nothing that would have to be fetched
 
@@ -131,7 +131,7 @@ def test_bad_input_ends_in_one_line_and_status_2(
     write_points(tmp_path / "far.csv", {"a": np.array([900.0, 0.0, 0.0]), "b": np.array([0.0, 0.0, 0.0])})
     write_points(tmp_path / "other.csv", {"z": np.array([0.0, 0.0, 0.0])})
     (tmp_path / "foreign").mkdir()
-    (tmp_path / "foreign" / "thesis.tex").write_text("years of work")
+    (tmp_path / "foreign" / "thesis.tex").write_text("years of work", encoding="utf-8")
     cases = [
         ([f, m, "--output", aligned], "exists already.*--force"),
         ([f, m, "--output", tmp_path / "foreign", "--force"], "thesis.tex.*did not write"),
@@ -172,13 +172,15 @@ def test_a_result_is_whole_or_not_there(tmp_path: Path) -> None:
         raise OSError("full")
     assert list(tmp_path.iterdir()) == []
     with new_folder(tmp_path / "out", force=False) as folder:
-        (folder / "report.json").write_text("first")
+        (folder / "report.json").write_text("first", encoding="utf-8")
     with pytest.raises(OSError, match="full"), new_folder(tmp_path / "out", force=True) as folder:
         raise OSError("full")
-    assert (tmp_path / "out" / "report.json").read_text() == "first"  # a failure takes nothing away
+    assert (tmp_path / "out" / "report.json").read_text(
+        encoding="utf-8"
+    ) == "first"  # a failure takes nothing away
     with new_folder(tmp_path / "out", force=True) as folder:
-        (folder / "report.json").write_text("second")
-    assert (tmp_path / "out" / "report.json").read_text() == "second"
+        (folder / "report.json").write_text("second", encoding="utf-8")
+    assert (tmp_path / "out" / "report.json").read_text(encoding="utf-8") == "second"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     with pytest.raises(InputError, match="is a file"), new_folder(tmp_path / "out/report.json", force=True):
         pass

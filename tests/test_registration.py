@@ -91,9 +91,7 @@ def test_inverse_undoes_forward(model: Registrar, images: Any) -> None:
         params["params"]["mean"] = jax.tree.map(lambda a, s=scale: s * a, params["params"]["mean"])
         result = model._replace(params=params)(*images)
         there = grid + result.displacement
-        back = jnp.stack(
-            [fields.sample(result.inverse_displacement[..., i], there) for i in range(3)], -1
-        )
+        back = jnp.stack([fields.sample(result.inverse_displacement[..., i], there) for i in range(3)], -1)
         inside = (slice(2, -2),) * 3
         left.append(np.linalg.norm(result.displacement + back, axis=-1)[inside].max())
         size.append(np.linalg.norm(result.displacement, axis=-1)[inside].max())

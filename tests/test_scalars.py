@@ -18,12 +18,12 @@ def test_a_resumed_run_drops_what_lies_behind_its_checkpoint(tmp_path: Path) -> 
             rows.add_skipped(step, [("a", "b")], {"loss": float("inf")})
         rows.rewind(20)
         rows.add(30, {"loss": 7})
-    with (tmp_path / scalars.FILE).open(newline="") as file:
+    with (tmp_path / scalars.FILE).open(newline="", encoding="utf-8") as file:
         table = list(csv.DictReader(file))
     assert [(row["step"], row["loss"], row["kl"]) for row in table] == [
         ("10", "10", ""),
         ("20", "20", ""),
         ("30", "7", ""),
     ]
-    lines = (tmp_path / scalars.SKIPPED).read_text().splitlines()
+    lines = (tmp_path / scalars.SKIPPED).read_text(encoding="utf-8").splitlines()
     assert [json.loads(line) for line in lines] == [{"step": 14, "pairs": [["a", "b"]], "loss": "inf"}]

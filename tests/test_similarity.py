@@ -15,10 +15,7 @@ from tests import numerics
 SHAPE = (11, 10, 12)
 
 local_correlation = jax.jit(similarity.local_correlation, static_argnames="window")
-SLOPES = {
-    name: jax.jit(jax.value_and_grad(term, argnums=1))
-    for name, term in similarity.IMAGE_TERMS.items()
-}
+SLOPES = {name: jax.jit(jax.value_and_grad(term, argnums=1)) for name, term in similarity.IMAGE_TERMS.items()}
 
 
 def correlation_by_windows(fixed: np.ndarray, warped: np.ndarray, window: int = 9) -> np.ndarray:
@@ -46,9 +43,7 @@ def test_mean_square_by_hand(images: tuple[np.ndarray, np.ndarray]) -> None:
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("window", [3, 9])
-def test_local_correlation_window_by_window(
-    images: tuple[np.ndarray, np.ndarray], window: int
-) -> None:
+def test_local_correlation_window_by_window(images: tuple[np.ndarray, np.ndarray], window: int) -> None:
     """One pass over sums against two passes over windows: rounding only, 1e-16 / variance 1e-2."""
     found = local_correlation(*map(jnp.asarray, images), window=window)
     np.testing.assert_allclose(found, correlation_by_windows(*images, window), atol=1e-11)

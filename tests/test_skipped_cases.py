@@ -18,7 +18,7 @@ DAMAGE = {
     "image truncated": lambda root: os.truncate(root / "images/c1.nii.gz", 500),
     "image missing": lambda root: (root / "images/c1.nii.gz").unlink(),
     "lungs damaged": lambda root: (root / "lungs/c1.nii.gz").write_bytes(b"no image"),
-    "landmarks no table": lambda root: (root / "landmarks/c1.csv").write_text("name,x\n"),
+    "landmarks no table": lambda root: (root / "landmarks/c1.csv").write_text("name,x\n", encoding="utf-8"),
 }
 
 
@@ -48,11 +48,11 @@ def test_strict_names_the_file_and_skip_goes_on_without_the_case(
 
 
 def test_pairs_of_a_skipped_case_go_with_it(root: Path) -> None:
-    (root / "pairs.csv").write_text("fixed,moving\nc0,c1\nc0,c2\nc3,c4\n")
+    (root / "pairs.csv").write_text("fixed,moving\nc0,c1\nc0,c2\nc3,c4\n", encoding="utf-8")
     (root / "images/c1.nii.gz").unlink()
     cohort = read(root, policy="skip")
     assert training_pairs(cohort) == [("c0", "c2")] and held_out_pairs(cohort, "test") == [("c3", "c4")]
-    (root / "pairs.csv").write_text("fixed,moving\nc0,nobody\n")
+    (root / "pairs.csv").write_text("fixed,moving\nc0,nobody\n", encoding="utf-8")
     with pytest.raises(InputError, match="no case 'nobody'"):  # A mistake in a table is not skipped.
         read(root, policy="skip")
 

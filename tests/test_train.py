@@ -61,7 +61,7 @@ def interrupt_before(step: int, patch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_training_leaves_all_its_files(finished: Path, config: ConfigDict) -> None:
-    stored = configuration.from_json((finished / "config.json").read_text())
+    stored = configuration.from_json((finished / "config.json").read_text(encoding="utf-8"))
     assert configuration.differences(stored, config) == []
     assert saved_state(finished)[0] == STEPS
     assert saved_state(finished, checkpoint.BEST)[0] in (2, STEPS)
@@ -181,7 +181,9 @@ def test_a_loss_that_stays_nan_stops_and_keeps_the_last_good_state(
     assert str(tmp_path / "run") in str(error.value)
     step, arrays = saved_state(tmp_path / "run")
     assert step == 2 and all(np.isfinite(a).all() for a in arrays)
-    skipped = [json.loads(t) for t in (tmp_path / "run/skipped_steps.jsonl").read_text().splitlines()]
+    skipped = [
+        json.loads(t) for t in (tmp_path / "run/skipped_steps.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     assert [line["step"] for line in skipped] == [2, 3]
     assert len(skipped[0]["pairs"]) == config.train.pairs_per_batch
     # Mended, the run goes on from there, to where it would have come anyway.
@@ -230,7 +232,7 @@ def test_an_unreadable_config_is_named(content: bytes, config: ConfigDict, tmp_p
 
 
 def test_a_workdir_below_a_file_is_refused(config: ConfigDict, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
+    (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(InputError, match="cannot be written"):
         program.train(config, tmp_path / "file/run")
 

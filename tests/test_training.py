@@ -57,9 +57,7 @@ def compiled_step(
 def parallel() -> Any:
     """The step over 4 devices."""
     assert jax.local_device_count() == 4
-    return training.parallel_train_step(
-        apply=MODEL.apply, optimiser=OPTIMISER, objective=OBJECTIVE
-    )
+    return training.parallel_train_step(apply=MODEL.apply, optimiser=OPTIMISER, objective=OBJECTIVE)
 
 
 @pytest.fixture(scope="module")
@@ -123,9 +121,7 @@ def test_four_devices_train_as_one(state: TrainState, batch: Batch, parallel: An
     assert_equal(training.unreplicate(together), copies[0])
 
 
-def test_a_batch_that_does_not_divide_is_refused(
-    state: TrainState, batch: Batch, parallel: Any
-) -> None:
+def test_a_batch_that_does_not_divide_is_refused(state: TrainState, batch: Batch, parallel: Any) -> None:
     three = jax.tree.map(lambda a: a[:3], batch)
     with pytest.raises(ValueError, match="3 pairs does not divide over 4 devices"):
         parallel(state, three, KEY)
@@ -164,9 +160,7 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_count(
 
 def test_a_weight_of_zero_is_a_training_without_landmarks(state: TrainState, batch: Batch) -> None:
     """The same gradient, by two ways; the distance is logged all the same."""
-    masked, by_mask = step(
-        state, batch._replace(point_mask=jnp.zeros_like(batch.point_mask)), KEY
-    )
+    masked, by_mask = step(state, batch._replace(point_mask=jnp.zeros_like(batch.point_mask)), KEY)
     weightless, by_weight = step(state, batch, KEY, weight=0)
     assert numerics.relative(gradient(masked), gradient(weightless)) < 1e-6
     assert float(by_mask["landmark"]) == 0
@@ -189,9 +183,7 @@ def test_loss_and_landmark_distance_fall_over_a_few_steps(state: TrainState, bat
     assert history[-1]["landmark"] < 0.5 * history[0]["landmark"]
 
 
-def test_augmentation_changes_each_pair_before_the_loss_sees_it(
-    state: TrainState, batch: Batch
-) -> None:
+def test_augmentation_changes_each_pair_before_the_loss_sees_it(state: TrainState, batch: Batch) -> None:
     """Brighter by 1 to 2 in the fixed image only: the mean square rises by 1 to 4, give or take
     twice that times the images' own mean difference (0.1 or so)."""
     plain, changed = (step(state, batch, KEY, brighter=b)[1]["image"] for b in (0, 1))

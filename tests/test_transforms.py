@@ -366,7 +366,7 @@ def broken(folder: Path, what: str) -> Path:
         sitk.WriteTransform(sitk.ScaleTransform(3, (1.0, 0.0, 1.0)), str(path))
     elif what == "other kind":
         path = folder / "points.csv"
-        path.write_text("name,x,y,z\n")
+        path.write_text("name,x,y,z\n", encoding="utf-8")
     else:
         path = path.with_suffix(".nii.gz")
         data: Any = np.zeros((4, 5, 6, 1, 3), np.float32)

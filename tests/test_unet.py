@@ -108,9 +108,7 @@ def test_initial_values_are_dalcas() -> None:
     start, params = jax.jit(model.init_with_output)(jax.random.key(0), *pair)
     for name, layer in params["params"].items():
         kernel = layer["kernel"]
-        expected = {"mean": 1e-5, "log_variance": 1e-10}.get(
-            name, np.sqrt(2 / (27 * kernel.shape[-2]))
-        )
+        expected = {"mean": 1e-5, "log_variance": 1e-10}.get(name, np.sqrt(2 / (27 * kernel.shape[-2])))
         assert float(kernel.std()) == pytest.approx(expected, rel=4 / np.sqrt(2 * kernel.size))
         np.testing.assert_array_equal(layer["bias"], -10 if name == "log_variance" else 0)
     np.testing.assert_allclose(start.log_variance, -10, atol=1e-6)

@@ -123,9 +123,7 @@ def test_a_coarser_grid_averages_instead_of_picking_voxels():
     noise = Volume(rng.standard_normal((64, 64, 64)).astype(np.float32), np.eye(4))
     coarse = resample(noise, (14, 14, 14), np.diag([4.0, 4.0, 4.0, 1.0]), fill=0.0)
     # Gaussian of sigma s: variance (2 s sqrt(pi))^-3; here s = sqrt(15) / 2.355 = 1.64
-    assert np.std(coarse[2:-2, 2:-2, 2:-2]) == pytest.approx(
-        (2 * 1.645 * np.pi**0.5) ** -1.5, rel=0.1
-    )
+    assert np.std(coarse[2:-2, 2:-2, 2:-2]) == pytest.approx((2 * 1.645 * np.pi**0.5) ** -1.5, rel=0.1)
     labels = resample(noise, (14, 14, 14), np.diag([4.0, 4.0, 4.0, 1.0]), order=0, fill=0.0)
     np.testing.assert_array_equal(labels, noise.data[:53:4, :53:4, :53:4])
 
@@ -157,7 +155,7 @@ def test_points_round_trip_and_missing_ones_are_left_out(tmp_path):
 )
 def test_bad_landmark_files_are_refused_by_name(tmp_path, text, words):
     path = tmp_path / "p.csv"
-    path.write_text(text)
+    path.write_text(text, encoding="utf-8")
     with pytest.raises(InputError, match=re.escape(words)) as caught:
         read_points(path)
     assert str(path) in str(caught.value)

@@ -92,7 +92,7 @@ def test_known_motions_have_their_sign_axis_and_unit(name: str, kind: str, tmp_p
         write_displacement(tmp_path / kind, t, spaces.SHAPE, spaces.grid())
     else:
         write_itk(tmp_path / kind, t)
-    (tmp_path / "in.csv").write_text("name,x,y,z\na,10,20,30\n")
+    (tmp_path / "in.csv").write_text("name,x,y,z\na,10,20,30\n", encoding="utf-8")
     warp(points=tmp_path / "in.csv", transform=tmp_path / kind, output=tmp_path / "out.csv")
     found = read_points_any(tmp_path / "out.csv")["a"]
     np.testing.assert_allclose(found, expected, atol=2e-3)  # the field is rounded to 1/1024 mm
@@ -200,10 +200,10 @@ def test_voxel_points_go_from_stored_voxel_to_stored_voxel(pair: Pair, tmp_path:
 
 def test_existing_output_needs_force(pair: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_points_any(tmp_path / "in.csv", POINTS)
-    (tmp_path / "out.csv").write_text("precious")
+    (tmp_path / "out.csv").write_text("precious", encoding="utf-8")
     options = {"points": tmp_path / "in.csv", "transform": pair.transform, "output": tmp_path / "out.csv"}
     assert "--force" in refused(capsys, **options)
-    assert (tmp_path / "out.csv").read_text() == "precious"
+    assert (tmp_path / "out.csv").read_text(encoding="utf-8") == "precious"
     warp(**options, force=True)
     assert len(read_points_any(tmp_path / "out.csv")) == len(POINTS)
 
@@ -214,7 +214,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     folder = tmp_path / "results"
     folder.mkdir()
     write_points_any(tmp_path / "in.csv", POINTS)
-    (tmp_path / "l2r.csv").write_text("1,2,3\n")
+    (tmp_path / "l2r.csv").write_text("1,2,3\n", encoding="utf-8")
     write_points_any(tmp_path / "far.csv", POINTS | {"lost": np.array([2000.0, 0, 0])})
     write_displacement(tmp_path / "d.nii.gz", spaces.transform(), spaces.SHAPE, spaces.grid())
     away = affine_transform(translation(5000, 0, 0))

@@ -1,4 +1,4 @@
-"""Nothing is written half: every place in the source that writes a file is known here."""
+"""What holds for every file of the source: nothing is written half, pickled, or read in the locale's letters."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_files_appear_whole(path: Path) -> None:
     known = any(str(path).endswith(name) for name in OTHERWISE)
     found = [
         f"{name}, line {line}"
-        for name, line in calls(ast.parse(path.read_text()))
+        for name, line in calls(ast.parse(path.read_text(encoding="utf-8")))
         # Saving a checkpoint, a model: functions of ours that take care themselves.
         if name.split(".")[0] not in ("checkpoint", "model_files", "figures", "writer")
     ]
@@ -60,7 +60,7 @@ def test_files_appear_whole(path: Path) -> None:
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_nothing_is_pickled_or_run(path: Path) -> None:
     """A file of weights, of a cohort or of a run must not be able to carry code."""
-    tree = ast.parse(path.read_text())
+    tree = ast.parse(path.read_text(encoding="utf-8"))
     names = {"pickle", "cPickle", "dill", "joblib", "shelve", "marshal", "cloudpickle"}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import | ast.ImportFrom):
@@ -73,3 +73,18 @@ def test_nothing_is_pickled_or_run(path: Path) -> None:
                 allowed = keywords.get("allow_pickle")
                 # Without the keyword numpy refuses too, since 1.16.3.
                 assert allowed is None or ast.unparse(allowed) == "False", f"{path.name}: {node.lineno}"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_text_files_name_their_encoding(path: Path) -> None:
+    """Libraries may set the process's locale to plain C, and then text without a named encoding is ASCII."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute | ast.Name):
+            continue
+        name = node.func.attr if isinstance(node.func, ast.Attribute) else node.func.id
+        words = [a.value for a in node.args if isinstance(a, ast.Constant)]
+        text = name in ("read_text", "write_text")
+        text |= name == "open" and not any("b" in str(w) for w in words[-1:])
+        text &= ast.unparse(node.func) not in ("os.open", "gzip.open")
+        named = "encoding" in {k.arg for k in node.keywords} or any("utf-8" in str(w) for w in words)
+        assert named or not text, f"{path.name}, line {node.lineno}: {ast.unparse(node)}"

@@ -59,5 +59,5 @@ def write_cohort(root: Path, splits=("train", "train", "train", "test", "test"))
         write_volume(root / f"lungs/c{i}.nii.gz", lungs)
         write_points(root / f"landmarks/c{i}.csv", landmarks)
         lines.append(f"c{i},{split},images/c{i}.nii.gz,lungs/c{i}.nii.gz,landmarks/c{i}.csv")
-    (root / "cases.csv").write_text("\n".join(lines) + "\n")
+    (root / "cases.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return root

@@ -79,5 +79,5 @@ def saved_state(workdir: Path, name: str = checkpoint.LATEST) -> tuple[int, list
 
 
 def rows(workdir: Path) -> list[dict[str, str]]:
-    with (workdir / "scalars.csv").open() as file:
+    with (workdir / "scalars.csv").open(encoding="utf-8") as file:
         return list(csv.DictReader(file))

@@ -83,8 +83,9 @@ def template_positions(who: Subject, lattice: Grid) -> list[Array]:
     coarse = Grid(low, MAP_MM, (int(shape[0]), int(shape[1]), int(shape[2])))
     places = np.stack(np.meshgrid(*coarse.axes(), indexing="ij"), -1).reshape(-1, 3)
     template = pull(who, places).reshape(*coarse.shape, 3)
-    return [interpolate(np.ascontiguousarray(template[..., a], np.float32), coarse, lattice)
-            for a in range(3)]
+    return [
+        interpolate(np.ascontiguousarray(template[..., a], np.float32), coarse, lattice) for a in range(3)
+    ]
 
 
 def surfaces(who: Subject, x: Array, y: Array, z: Array) -> dict[str, Array]:
@@ -92,8 +93,9 @@ def surfaces(who: Subject, x: Array, y: Array, z: Array) -> dict[str, Array]:
     chest = organs.chest(x, y, z)
     wall = cage(x, y, z)
     flesh = trunk(x, y, z)
-    breast = np.minimum(ellipsoid(x, y, z, (75, 112, -22), (48, 30, 46)),
-                        ellipsoid(x, y, z, (-75, 112, -22), (48, 30, 46)))
+    breast = np.minimum(
+        ellipsoid(x, y, z, (75, 112, -22), (48, 30, 46)), ellipsoid(x, y, z, (-75, 112, -22), (48, 30, 46))
+    )
     muscle, outer = organs.muscles(x, y, z, wall, who.muscle)
     values = {
         "flesh": flesh,
@@ -108,8 +110,9 @@ def surfaces(who: Subject, x: Array, y: Array, z: Array) -> dict[str, Array]:
         "oblique": organs.oblique_fissure(x, y, z),
         "horizontal": organs.horizontal_fissure(x, y, z),
         "gullet": polyline(x, y, z, smooth_chain(OESOPHAGUS, 12)),
-        "thyroid": np.minimum(ellipsoid(x, y, z, (17, 36, 126), (8, 9, 22)),
-                              ellipsoid(x, y, z, (-17, 36, 126), (8, 9, 22))),
+        "thyroid": np.minimum(
+            ellipsoid(x, y, z, (17, 36, 126), (8, 9, 22)), ellipsoid(x, y, z, (-17, 36, 126), (8, 9, 22))
+        ),
         **organs.belly(x, y, z, chest.above_diaphragm),
     }
     distances = {name: signed_distance(value, LATTICE_MM) for name, value in values.items()}
@@ -134,7 +137,8 @@ def render(who: Subject, trees: Trees, grid: Grid, index: int, seed: int) -> Sca
     """The subject on `grid` without noise; labels by voxel centres."""
     factor = int(np.ceil(grid.spacing / FINEST_MM - 1e-9))
     fine = Grid(
-        grid.low - grid.spacing * (factor - 1) / (2 * factor), grid.spacing / factor,
+        grid.low - grid.spacing * (factor - 1) / (2 * factor),
+        grid.spacing / factor,
         (grid.shape[0] * factor, grid.shape[1] * factor, grid.shape[2] * factor),
     )
     lattice = lattice_of(fine)

@@ -108,9 +108,7 @@ def pleura(x: Array, y: Array, z: Array) -> Array:
     centre = np.interp(z, (0, 90), (10, 46)).astype(np.float32)
     lateral = CAGE_SIDE(z) - centre
     medial = np.interp(z, (30, 80), (160, 44)).astype(np.float32)
-    radius = oval(
-        side - centre, y, np.where(side > centre, lateral, medial), CAGE_FRONT(z), CAGE_BACK(z)
-    )
+    radius = oval(side - centre, y, np.where(side > centre, lateral, medial), CAGE_FRONT(z), CAGE_BACK(z))
     rise = np.maximum(z - APEX_START, 0) / np.float32(APEX_TOP - APEX_START)
     power = np.float32(POWER_BACK)
     return ((radius**power + rise**power) ** (1 / power) - 1) * lateral

@@ -21,9 +21,25 @@ from lmreg_jax.phantom.tubes import chains, moved, smooth_chain
 
 # HU of the tissues at 120 kV without contrast.
 HU = {
-    "air": -1000, "skin": 0, "fat": -104, "muscle": 52, "bone": 560, "marrow": 190, "disc": 85,
-    "cord": 30, "cartilage": 95, "lumen": -1000, "wall": 20, "liver": 58, "spleen": 50,
-    "kidney": 34, "stomach": 30, "diaphragm": 45, "myocardium": 48, "gullet": 32, "thyroid": 105,
+    "air": -1000,
+    "skin": 0,
+    "fat": -104,
+    "muscle": 52,
+    "bone": 560,
+    "marrow": 190,
+    "disc": 85,
+    "cord": 30,
+    "cartilage": 95,
+    "lumen": -1000,
+    "wall": 20,
+    "liver": 58,
+    "spleen": 50,
+    "kidney": 34,
+    "stomach": 30,
+    "diaphragm": 45,
+    "myocardium": 48,
+    "gullet": 32,
+    "thyroid": 105,
     "fissure": -380,
 }
 
@@ -159,8 +175,7 @@ def _bones() -> tuple[Tubes, Tubes]:
     bones = bones + skeleton.clavicles()
     both = []
     for lines in (bones, cartilage):
-        both.append(chains([b.points for b in lines],
-                           [np.full(len(b.points), b.radius) for b in lines]))
+        both.append(chains([b.points for b in lines], [np.full(len(b.points), b.radius) for b in lines]))
     return both[0], both[1]
 
 

@@ -39,38 +39,102 @@ def profile(*knots: tuple[float, float]) -> Profile:
 
 # The vertebral bodies' centres (kyphosis), and the inner wall of the rib cage.
 SPINE_Y = profile(
-    (-260, -24), (-200, -34), (-150, -43), (-100, -50), (-50, -53), (0, -48), (50, -35), (100, -13),
-    (150, 4), (200, 8),
+    (-260, -24),
+    (-200, -34),
+    (-150, -43),
+    (-100, -50),
+    (-50, -53),
+    (0, -48),
+    (50, -35),
+    (100, -13),
+    (150, 4),
+    (200, 8),
 )
 CAGE_SIDE = profile(
-    (-260, 122), (-200, 128), (-160, 133), (-120, 135), (-80, 132), (-40, 126), (0, 117), (20, 110),
-    (40, 100), (60, 87), (80, 72), (100, 58), (130, 50),
+    (-260, 122),
+    (-200, 128),
+    (-160, 133),
+    (-120, 135),
+    (-80, 132),
+    (-40, 126),
+    (0, 117),
+    (20, 110),
+    (40, 100),
+    (60, 87),
+    (80, 72),
+    (100, 58),
+    (130, 50),
 )
 CAGE_FRONT = profile(
-    (-260, 74), (-220, 80), (-170, 90), (-130, 96), (-90, 95), (-40, 86), (10, 73), (50, 56),
-    (80, 45), (110, 36),
+    (-260, 74),
+    (-220, 80),
+    (-170, 90),
+    (-130, 96),
+    (-90, 95),
+    (-40, 86),
+    (10, 73),
+    (50, 56),
+    (80, 45),
+    (110, 36),
 )
 CAGE_BACK = profile(
-    (-260, -62), (-200, -73), (-150, -83), (-100, -91), (-50, -93), (0, -87), (50, -72), (80, -58),
-    (100, -47), (130, -36),
+    (-260, -62),
+    (-200, -73),
+    (-150, -83),
+    (-100, -91),
+    (-50, -93),
+    (0, -87),
+    (50, -72),
+    (80, -58),
+    (100, -47),
+    (130, -36),
 )
 # Outer face of the muscles; the subject's fat and skin lie on top of it.
 TRUNK_SIDE = profile(
-    (-260, 140), (-150, 150), (-60, 154), (0, 160), (60, 165), (90, 160), (110, 135), (130, 96),
-    (150, 68), (170, 60), (230, 58),
+    (-260, 140),
+    (-150, 150),
+    (-60, 154),
+    (0, 160),
+    (60, 165),
+    (90, 160),
+    (110, 135),
+    (130, 96),
+    (150, 68),
+    (170, 60),
+    (230, 58),
 )
 TRUNK_FRONT = profile(
-    (-260, 82), (-170, 100), (-110, 110), (-60, 108), (-20, 100), (20, 90), (60, 76), (90, 62),
-    (120, 50), (150, 56), (200, 62),
+    (-260, 82),
+    (-170, 100),
+    (-110, 110),
+    (-60, 108),
+    (-20, 100),
+    (20, 90),
+    (60, 76),
+    (90, 62),
+    (120, 50),
+    (150, 56),
+    (200, 62),
 )
 TRUNK_BACK = profile(
-    (-260, -94), (-200, -100), (-120, -112), (-50, -116), (0, -113), (50, -104), (100, -86),
-    (150, -66), (200, -58),
+    (-260, -94),
+    (-200, -100),
+    (-120, -112),
+    (-50, -116),
+    (0, -113),
+    (50, -104),
+    (100, -86),
+    (150, -66),
+    (200, -58),
 )
 
 
 def oval(
-    x: Array, y: Array, half: Array, front: Array, back: Array,
+    x: Array,
+    y: Array,
+    half: Array,
+    front: Array,
+    back: Array,
     powers: tuple[float, float] = (POWER_FRONT, POWER_BACK),
 ) -> Array:
     """Radius of (x, y) relative to an egg-shaped section: 1 on the outline.
@@ -100,7 +164,11 @@ def trunk(x: Array, y: Array, z: Array) -> Array:
 
 
 def ellipsoid(
-    x: Array, y: Array, z: Array, centre: tuple[float, ...], radii: tuple[float, ...],
+    x: Array,
+    y: Array,
+    z: Array,
+    centre: tuple[float, ...],
+    radii: tuple[float, ...],
     axis: tuple[float, float, float] | None = None,
 ) -> Array:
     """An ellipsoid, negative inside, about in mm near its surface.
@@ -140,13 +208,11 @@ def polyline(x: Array, y: Array, z: Array, points: NDArray[np.float64]) -> Array
     """Signed distance to a chain of capsules; points: [N, 4] rows (x, y, z, radius) in mm."""
     best = np.full(x.shape, 1e3, np.float32)
     reach = 40.0
-    for start, end in zip(points[:-1].astype(np.float32), points[1:].astype(np.float32),
-                          strict=True):
+    for start, end in zip(points[:-1].astype(np.float32), points[1:].astype(np.float32), strict=True):
         low = np.minimum(start, end)[:3] - reach
         high = np.maximum(start, end)[:3] + reach
         near = np.flatnonzero(
-            (x > low[0]) & (x < high[0]) & (y > low[1]) & (y < high[1])
-            & (z > low[2]) & (z < high[2])
+            (x > low[0]) & (x < high[0]) & (y > low[1]) & (y < high[1]) & (z > low[2]) & (z < high[2])
         )
         offset = np.stack([c.ravel()[near] for c in (x, y, z)]) - start[:3, None]
         along = end[:3] - start[:3]

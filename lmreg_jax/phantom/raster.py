@@ -23,10 +23,7 @@ class Grid(NamedTuple):
 
     def axes(self) -> list[NDArray[np.float64]]:
         """The voxel centres' coordinates along each axis, mm."""
-        return [
-            start + self.spacing * np.arange(n)
-            for start, n in zip(self.low, self.shape, strict=True)
-        ]
+        return [start + self.spacing * np.arange(n) for start, n in zip(self.low, self.shape, strict=True)]
 
 
 def signed_distance(value: Array, spacing: float) -> Array:
@@ -110,26 +107,30 @@ def render_tubes(
         length = min(length, *grid.shape)
         which = np.flatnonzero(small & (side <= length))
         small[which] = False
-        drawn += [(part, (length,) * 3) for part in np.split(which, range(BATCH, len(which), BATCH))
-                  if len(part)]
+        drawn += [
+            (part, (length,) * 3) for part in np.split(which, range(BATCH, len(which), BATCH)) if len(part)
+        ]
     large = np.flatnonzero(seen & (side > min(BATCH_SIDE, *grid.shape)))
     drawn += [(large[i : i + 1], tuple(last[j] - first[j])) for i, j in enumerate(large)]
     for which, shape in drawn:
         corner = np.minimum(first[which], np.array(grid.shape) - shape)
-        _draw(images, Tubes(*(field[which] for field in tubes)), corner, shape, grid, extra,
-              relative)
+        _draw(images, Tubes(*(field[which] for field in tubes)), corner, shape, grid, extra, relative)
     return images
 
 
 def _draw(
-    images: list[Array], tubes: Tubes, corner: NDArray[np.int64], shape: tuple[int, ...],
-    grid: Grid, extra: tuple[float, ...], relative: float,
+    images: list[Array],
+    tubes: Tubes,
+    corner: NDArray[np.int64],
+    shape: tuple[int, ...],
+    grid: Grid,
+    extra: tuple[float, ...],
+    relative: float,
 ) -> None:
     """Draws tubes into boxes of one `shape` at their own corners [N, 3] (voxel indices)."""
     steps = [corner[:, a, None] + np.arange(shape[a]) for a in range(3)]
     x, y, z = (
-        (grid.low[a] + grid.spacing * steps[a] - tubes.start[:, a, None]).astype(np.float32)
-        for a in range(3)
+        (grid.low[a] + grid.spacing * steps[a] - tubes.start[:, a, None]).astype(np.float32) for a in range(3)
     )
     along = (tubes.end - tubes.start).astype(np.float32)
     every = (slice(None), None, None, None)

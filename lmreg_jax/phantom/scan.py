@@ -18,9 +18,17 @@ from lmreg_jax.phantom.trees import AIRWAY_GENERATIONS, Points, Tree
 
 VERSION = 4
 LANDMARKS = (
-    "carina", "left_upper_lobe_bronchus", "right_upper_lobe_bronchus",
-    "right_middle_lobe_bronchus", "pulmonary_trunk", "left_pulmonary_artery",
-    "right_pulmonary_artery", "trachea_1", "trachea_2", "trachea_3", "trachea_4",
+    "carina",
+    "left_upper_lobe_bronchus",
+    "right_upper_lobe_bronchus",
+    "right_middle_lobe_bronchus",
+    "pulmonary_trunk",
+    "left_pulmonary_artery",
+    "right_pulmonary_artery",
+    "trachea_1",
+    "trachea_2",
+    "trachea_3",
+    "trachea_4",
 )
 FIELD_MM = np.array((320.0, 224.0, 416.0))  # the paper's crop; the lungs are kept inside it
 NOISE_HU = 16.0  # standard deviation at 2 mm; averaging larger voxels lowers it
@@ -66,8 +74,7 @@ def _branchings(tree: Tree, kind: str, orders: range) -> dict[str, int]:
     """Names of the tree's branchings (branches of these orders that have children)."""
     parents = set(tree.parent.tolist())
     return {
-        f"{kind}_{name}": i for i, name in enumerate(tree.names)
-        if tree.order[i] in orders and i in parents
+        f"{kind}_{name}": i for i, name in enumerate(tree.names) if tree.order[i] in orders and i in parents
     }
 
 
@@ -75,8 +82,7 @@ def _annotate(who: Subject, trees: Trees) -> tuple[dict[str, Points], dict[str, 
     """Landmarks and further points in subject mm."""
     air = {name: i for i, name in enumerate(trees.airways.names)}
     artery = {name: i for i, name in enumerate(trees.arteries.names)}
-    marks = [trees.airways.end[air[n]] if n in air else trees.arteries.end[artery[n]]
-             for n in LANDMARKS]
+    marks = [trees.airways.end[air[n]] if n in air else trees.arteries.end[artery[n]] for n in LANDMARKS]
     names, further = [], []
     for tree, kind, orders in (
         (trees.airways, "airway", range(-1, AIRWAY_GENERATIONS - 1)),
@@ -88,12 +94,17 @@ def _annotate(who: Subject, trees: Trees) -> tuple[dict[str, Points], dict[str, 
                 names.append(name)
                 further.append(tree.end[i])
     moved = push(who, np.array(marks + further))
-    return (dict(zip(LANDMARKS, moved[: len(marks)], strict=True)),
-            dict(zip(names, moved[len(marks):], strict=True)))
+    return (
+        dict(zip(LANDMARKS, moved[: len(marks)], strict=True)),
+        dict(zip(names, moved[len(marks) :], strict=True)),
+    )
 
 
 def thorax(
-    index: int, *, seed: int = 0, shape: tuple[int, int, int] = (160, 112, 208),
+    index: int,
+    *,
+    seed: int = 0,
+    shape: tuple[int, int, int] = (160, 112, 208),
     spacing_mm: float = 2.0,
 ) -> Thorax:
     """Subject `index` of the cohort `seed` on a grid of `shape` voxels of `spacing_mm`.
@@ -117,15 +128,16 @@ def thorax(
     affine[:3, 3] = low + origin
     landmarks, points = _annotate(who, trees)
     return Thorax(
-        np.clip(np.rint(image), -1024, 3071).astype(np.int16), scan.lungs, scan.lobes, affine,
+        np.clip(np.rint(image), -1024, 3071).astype(np.int16),
+        scan.lungs,
+        scan.lobes,
+        affine,
         {name: place + origin for name, place in landmarks.items()},
         {name: place + origin for name, place in points.items()},
     )
 
 
-def _noise(
-    shape: tuple[int, int, int], spacing: float, random: np.random.Generator
-) -> NDArray[np.float32]:
+def _noise(shape: tuple[int, int, int], spacing: float, random: np.random.Generator) -> NDArray[np.float32]:
     """Quantum noise as a scanner's smooth kernel leaves it: correlated over about 2 mm."""
     noise = random.standard_normal(shape, dtype=np.float32)
     if spacing < 3:

@@ -23,15 +23,24 @@ Points = NDArray[np.float64]
 
 # Heights of the discs below C5 ... L4: vertebra k lies between disc k and k + 1 (C5 is 0, T1 is 3).
 DISCS = np.array(
-    (148, 131, 114, 97.5, 79, 59.5, 39, 18, -4, -26, -48, -71, -94, -118, -143, -170, -198, -227,
-     -257, -288), float,
+    (148, 131, 114, 97.5, 79, 59.5, 39, 18, -4, -26, -48, -71, -94, -118, -143, -170, -198, -227, -257, -288),
+    float,
 )
 FIRST_RIB = 3
 # rib: (drop from the spine to its front end, end of bone as part of the way round, cartilage end)
 RIBS: tuple[tuple[float, float, float], ...] = (
-    (44, 0.86, 0.97), (56, 0.84, 0.97), (64, 0.82, 0.97), (68, 0.80, 0.97), (70, 0.78, 0.97),
-    (70, 0.76, 0.96), (66, 0.74, 0.95), (72, 0.70, 0.86), (76, 0.66, 0.78), (76, 0.62, 0.72),
-    (56, 0.46, 0.0), (34, 0.30, 0.0),
+    (44, 0.86, 0.97),
+    (56, 0.84, 0.97),
+    (64, 0.82, 0.97),
+    (68, 0.80, 0.97),
+    (70, 0.78, 0.97),
+    (70, 0.76, 0.96),
+    (66, 0.74, 0.95),
+    (72, 0.70, 0.86),
+    (76, 0.66, 0.78),
+    (76, 0.62, 0.72),
+    (56, 0.46, 0.0),
+    (34, 0.30, 0.0),
 )
 OUTWARD = 5.5  # mm from the pleura to the middle of a rib
 
@@ -66,10 +75,13 @@ def ribs() -> tuple[list[Lines], list[Lines]]:
         for side in (-1.0, 1.0):
             part = np.linspace(0.13, bone_end, 26)
             around = _on_cage(part, z_spine - drop * (part / 0.97) ** 1.25, side)
-            start = np.array((
-                (side * 17, spine_y - 9, z_spine - 1), (side * 27, spine_y - 24, z_spine),
-                (side * 38, max(spine_y - 36, around[0, 1] + 2), z_spine),
-            ))
+            start = np.array(
+                (
+                    (side * 17, spine_y - 9, z_spine - 1),
+                    (side * 27, spine_y - 24, z_spine),
+                    (side * 38, max(spine_y - 36, around[0, 1] + 2), z_spine),
+                )
+            )
             line = np.concatenate([start, around])
             thin = 0.85 if k == 0 or k > 9 else 1.0
             for up in (-2.6, 2.6):
@@ -117,9 +129,7 @@ def spine(x: Array, y: Array, z: Array) -> Spine:
         np.sqrt((forward + 24 + 0.22 * np.abs(across)) ** 2 + (level + 2) ** 2) - 4.2,
     )
     lean = level - 3 + 0.85 * (forward + 36)
-    spinous = np.maximum.reduce(
-        [np.abs(across) - 2.8, np.abs(forward + 40) - 11, np.abs(lean) - 5.5]
-    )
+    spinous = np.maximum.reduce([np.abs(across) - 2.8, np.abs(forward + 40) - 11, np.abs(lean) - 5.5])
     bone = np.minimum.reduce([np.maximum(body, end), ring, process, spinous]) * size
     bone = np.maximum(bone, -canal * size)
     disc = np.maximum(body - 0.3, -end) * size
@@ -145,7 +155,5 @@ def shoulder_blades(x: Array, y: Array, z: Array, cage: Array) -> Array:
     lateral = 142 + np.minimum(z - 40, 0) * np.float32(0.45)
     plate = np.abs(cage - 18 - 0.12 * (side - 80)) - 2.6
     edge = np.maximum.reduce([medial - side, side - lateral, z - 74, -75 - z, y + 14])
-    spine_of = np.maximum(
-        np.abs(z - 40) - 4, np.maximum.reduce([np.abs(cage - 26) - 7, edge, y + 50])
-    )
+    spine_of = np.maximum(np.abs(z - 40) - 4, np.maximum.reduce([np.abs(cage - 26) - 7, edge, y + 50]))
     return np.asarray(np.minimum(np.maximum(plate, edge), spine_of), np.float32)

@@ -79,8 +79,7 @@ def _truncated(random: np.random.Generator, size: int) -> NDArray[np.float64]:
 
 def _velocity(random: np.random.Generator) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Spline coefficients [3, ...] of the velocity and the modes' amounts (standard units)."""
-    axes = [low + LATTICE_MM * np.arange(n) for low, n in zip(LATTICE_LOW, LATTICE_SHAPE,
-                                                            strict=True)]
+    axes = [low + LATTICE_MM * np.arange(n) for low, n in zip(LATTICE_LOW, LATTICE_SHAPE, strict=True)]
     place = np.stack(np.meshgrid(*axes, indexing="ij"))
     amounts = _truncated(random, len(MODES))
     velocity = np.zeros_like(place)
@@ -95,8 +94,7 @@ def _velocity(random: np.random.Generator) -> tuple[NDArray[np.float64], NDArray
         else:
             velocity["xyz".index(mode.direction)] += weight
     noise = random.standard_normal(place.shape)
-    noise = np.stack([ndimage.gaussian_filter(n, RANDOM_WIDTH_MM / LATTICE_MM, mode="wrap")
-                      for n in noise])
+    noise = np.stack([ndimage.gaussian_filter(n, RANDOM_WIDTH_MM / LATTICE_MM, mode="wrap") for n in noise])
     noise *= RANDOM_RMS_MM / np.sqrt((noise**2).sum(0).mean())
     noise[0] *= 1 - 0.6 * _midline(place)  # a straight spine and sternum: no scoliosis
     velocity += noise
@@ -144,10 +142,13 @@ def flow(who: Subject, points: Points, *, inverse: bool = False) -> Points:
 
     def velocity(at: Points) -> Points:
         where = ((at - LATTICE_LOW) / LATTICE_MM).T
-        return np.stack([
-            ndimage.map_coordinates(v, where, order=3, mode="nearest", prefilter=False)
-            for v in who.velocity
-        ], -1)
+        return np.stack(
+            [
+                ndimage.map_coordinates(v, where, order=3, mode="nearest", prefilter=False)
+                for v in who.velocity
+            ],
+            -1,
+        )
 
     for _ in range(FLOW_STEPS):
         points = points + step * velocity(points + 0.5 * step * velocity(points))
@@ -186,8 +187,7 @@ def vary(tree: Tree, random: np.random.Generator, angle: float) -> Tree:
     return tree._replace(start=start, end=end)
 
 
-def vary_arteries(arteries: Tree, airways: Tree, varied: Tree,
-                  random: np.random.Generator) -> Tree:
+def vary_arteries(arteries: Tree, airways: Tree, varied: Tree, random: np.random.Generator) -> Tree:
     """Arteries beside the subject's bronchi; the named central ones move a little on their own."""
     bronchus = {name: i for i, name in enumerate(airways.names)}
     start, end = arteries.start.copy(), arteries.end.copy()

@@ -31,6 +31,7 @@ THINNEST = 0.5  # mm, radius of the smallest branches
 CENTRAL, N_TRACHEA = -2, 7  # order of the trachea's pieces, which no subject bends on their own
 AIRWAY_GENERATIONS = 4  # thinner bronchi have a lumen below 1 mm and are not seen in CT
 
+
 class Tree(NamedTuple):
     """Branches, parents first: end [N, 3] and radius [N] in template mm, parent [N] (-1: none).
 
@@ -58,8 +59,12 @@ class _Branch(NamedTuple):
 def _tree(branches: list[_Branch]) -> Tree:
     name, parent, start, end, radius, order = zip(*branches, strict=True)
     return Tree(
-        tuple(name), np.array(parent), np.array(start, float), np.array(end, float),
-        np.array(radius, float), np.array(order),
+        tuple(name),
+        np.array(parent),
+        np.array(start, float),
+        np.array(end, float),
+        np.array(radius, float),
+        np.array(order),
     )
 
 
@@ -88,8 +93,16 @@ def _main_axis(spread: Points) -> Points:
 
 
 def _grow(
-    branches: list[_Branch], parent: int, points: Points, *, name: str, order: int, last: int,
-    share: float, lobe: cKDTree, exponent: float,
+    branches: list[_Branch],
+    parent: int,
+    points: Points,
+    *,
+    name: str,
+    order: int,
+    last: int,
+    share: float,
+    lobe: cKDTree,
+    exponent: float,
 ) -> None:
     """Adds a branch from `parent`'s end towards the centre of `points`, then halves them.
 
@@ -121,8 +134,17 @@ def _grow(
     for half, letter in ((side, "a"), (~side, "b")):
         part = points[half]
         if len(part) >= 4:
-            _grow(branches, here, part, name=name + letter, order=order + 1, last=last,
-                  share=len(part) / len(points), lobe=lobe, exponent=exponent)
+            _grow(
+                branches,
+                here,
+                part,
+                name=name + letter,
+                order=order + 1,
+                last=last,
+                share=len(part) / len(points),
+                lobe=lobe,
+                exponent=exponent,
+            )
 
 
 @functools.cache
@@ -133,9 +155,7 @@ def lung_points(step: float = 4.0) -> tuple[Points, NDArray[np.uint8]]:
     grid = grid + np.random.default_rng(5).uniform(-0.4, 0.4, grid.shape) * step
     x, y, z = grid.astype(np.float32).T
     inside = organs.lungs(organs.chest(x, y, z)) < -3
-    lobe = organs.lobes(
-        organs.oblique_fissure(x, y, z), organs.horizontal_fissure(x, y, z), x < 0
-    )
+    lobe = organs.lobes(organs.oblique_fissure(x, y, z), organs.horizontal_fissure(x, y, z), x < 0)
     return grid[inside], lobe[inside]
 
 
@@ -150,8 +170,17 @@ def airways() -> Tree:
         mine = points[lobe == label]
         nearest = cKDTree([c for _, c in rivals]).query(mine)[1]
         mine = mine[nearest == [n for n, _ in rivals].index(segment)]
-        _grow(branches, names.index(parent), mine, name=segment, order=0, last=GENERATIONS,
-              share=0.25, lobe=cKDTree(points[lobe == label]), exponent=0.33)
+        _grow(
+            branches,
+            names.index(parent),
+            mine,
+            name=segment,
+            order=0,
+            last=GENERATIONS,
+            share=0.25,
+            lobe=cKDTree(points[lobe == label]),
+            exponent=0.33,
+        )
     return _tree(branches)
 
 
@@ -183,9 +212,9 @@ def veins() -> Tree:
     """Four pulmonary veins from the left atrium, growing where the bronchi are far."""
     air = airways()
     drawn = air.order <= 3
-    samples = np.concatenate([
-        air.start[drawn] + t * (air.end - air.start)[drawn] for t in (0.25, 0.5, 0.75, 1.0)
-    ])
+    samples = np.concatenate(
+        [air.start[drawn] + t * (air.end - air.start)[drawn] for t in (0.25, 0.5, 0.75, 1.0)]
+    )
     points, lobe = lung_points()
     far = cKDTree(samples).query(points)[0]
     branches: list[_Branch] = []
@@ -199,6 +228,15 @@ def veins() -> Tree:
         centre = points[mine].mean(0)
         side = (points[mine] - centre) @ _main_axis(points[mine] - centre) > 0
         for half, letter in ((side, "a"), (~side, "b")):
-            _grow(branches, root, points[mine][half], name=f"{name}_{letter}", order=0,
-                  last=GENERATIONS + 1, share=0.45, lobe=whole, exponent=0.38)
+            _grow(
+                branches,
+                root,
+                points[mine][half],
+                name=f"{name}_{letter}",
+                order=0,
+                last=GENERATIONS + 1,
+                share=0.45,
+                lobe=whole,
+                exponent=0.38,
+            )
     return _tree(branches)

@@ -13,10 +13,12 @@ from lmreg_jax.phantom.trees import Points, Tree
 
 def curves(tree: Tree, *, last: int = 99) -> Tubes:
     """Every branch up to order `last` as a curve: of 4 straight pieces, later 2, last 1."""
-    return join(*(
-        _curves(tree, (tree.order > after) & (tree.order <= min(until, last)), pieces)
-        for after, until, pieces in ((-9, 2, 4), (2, 5, 2), (5, 99, 1))
-    ))
+    return join(
+        *(
+            _curves(tree, (tree.order > after) & (tree.order <= min(until, last)), pieces)
+            for after, until, pieces in ((-9, 2, 4), (2, 5, 2), (5, 99, 1))
+        )
+    )
 
 
 def _curves(tree: Tree, keep: NDArray[np.bool_], pieces: int) -> Tubes:
@@ -37,7 +39,8 @@ def _curves(tree: Tree, keep: NDArray[np.bool_], pieces: int) -> Tubes:
     flare = np.where(tree.parent[keep] < 0, 1.0, 1.06)
     radius = tree.radius[keep] * np.linspace(flare, np.full_like(flare, 0.96), pieces + 1)
     return Tubes(
-        points[:-1].reshape(-1, 3), points[1:].reshape(-1, 3),
+        points[:-1].reshape(-1, 3),
+        points[1:].reshape(-1, 3),
         np.stack([radius[:-1].ravel(), radius[1:].ravel()], -1),
     )
 
@@ -45,7 +48,8 @@ def _curves(tree: Tree, keep: NDArray[np.bool_], pieces: int) -> Tubes:
 def chains(lines: list[Points], radii: list[NDArray[np.float64]]) -> Tubes:
     """Centrelines [N, 3] with radii [N] as straight pieces."""
     return Tubes(
-        np.concatenate([line[:-1] for line in lines]), np.concatenate([line[1:] for line in lines]),
+        np.concatenate([line[:-1] for line in lines]),
+        np.concatenate([line[1:] for line in lines]),
         np.concatenate([np.stack([r[:-1], r[1:]], -1) for r in radii]),
     )
 

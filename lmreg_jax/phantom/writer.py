@@ -25,9 +25,15 @@ FOLDERS = ("images", "lungs", "lobes", "landmarks", "points")
 
 
 def write_cohort(
-    root: str | Path, *, cases: int = 40, test: int = 10, seed: int = 0,
-    shape: tuple[int, int, int] = (160, 112, 208), spacing_mm: float = 2.0,
-    processes: int | None = None, progress: bool = True,
+    root: str | Path,
+    *,
+    cases: int = 40,
+    test: int = 10,
+    seed: int = 0,
+    shape: tuple[int, int, int] = (160, 112, 208),
+    spacing_mm: float = 2.0,
+    processes: int | None = None,
+    progress: bool = True,
 ) -> Path:
     """Writes subjects 0 ... cases - 1 below `root`, the last `test` of them as the test split.
 
@@ -56,8 +62,13 @@ def write_cohort(
 
 
 def _write_all(
-    work: Path, cases: int, seed: int, shape: tuple[int, int, int], spacing_mm: float,
-    processes: int | None, progress: bool,
+    work: Path,
+    cases: int,
+    seed: int,
+    shape: tuple[int, int, int],
+    spacing_mm: float,
+    processes: int | None,
+    progress: bool,
 ) -> None:
     for folder in FOLDERS:
         (work / folder).mkdir()
@@ -92,19 +103,15 @@ def _name(index: int) -> str:
     return f"thorax_{index:02d}"
 
 
-def _write_case(
-    index: int, *, work: Path, seed: int, shape: tuple[int, int, int], spacing_mm: float
-) -> None:
+def _write_case(index: int, *, work: Path, seed: int, shape: tuple[int, int, int], spacing_mm: float) -> None:
     made = thorax(index, seed=seed, shape=shape, spacing_mm=spacing_mm)
     for folder, data in (("images", made.image), ("lungs", made.lungs), ("lobes", made.lobes)):
         _write_nifti(work / folder / f"{_name(index)}.nii.gz", data, made.affine)
     for folder, points in (("landmarks", made.landmarks), ("points", made.points)):
-        with open(work / folder / f"{_name(index)}.csv", "w", newline="") as file:
+        with open(work / folder / f"{_name(index)}.csv", "w", newline="", encoding="utf-8") as file:
             table = csv.writer(file, lineterminator="\n")
             table.writerow(("name", "x", "y", "z"))
-            table.writerows(
-                (name, *(f"{value:.4f}" for value in place)) for name, place in points.items()
-            )
+            table.writerows((name, *(f"{value:.4f}" for value in place)) for name, place in points.items())
 
 
 def _write_nifti(path: Path, data: NDArray[np.generic], affine: NDArray[np.float64]) -> None:
@@ -116,13 +123,16 @@ def _write_nifti(path: Path, data: NDArray[np.generic], affine: NDArray[np.float
 
 
 def _write_table(path: Path, cases: int, test: int) -> None:
-    with open(path, "w", newline="") as file:
+    with open(path, "w", newline="", encoding="utf-8") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(("case", "split", "image", "lungs", "lobes", "landmarks", "points"))
         for index in range(cases):
             name = _name(index)
-            table.writerow((
-                name, "train" if index < cases - test else "test",
-                *(f"{folder}/{name}.nii.gz" for folder in FOLDERS[:3]),
-                *(f"{folder}/{name}.csv" for folder in FOLDERS[3:]),
-            ))
+            table.writerow(
+                (
+                    name,
+                    "train" if index < cases - test else "test",
+                    *(f"{folder}/{name}.nii.gz" for folder in FOLDERS[:3]),
+                    *(f"{folder}/{name}.csv" for folder in FOLDERS[3:]),
+                )
+            )
