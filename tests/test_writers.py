@@ -1,4 +1,4 @@
-"""What holds for every file of the source: nothing is written half, pickled, or read in the locale's letters."""
+"""What holds for every file of the source: nothing is written half, nothing pickled, text is UTF-8."""
 
 from __future__ import annotations
 

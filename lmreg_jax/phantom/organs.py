@@ -156,7 +156,7 @@ def lobes(oblique: Array, horizontal: Array, left: NDArray[np.bool_]) -> NDArray
 
 def _rise(value: Array, width: float) -> Array:
     """A smooth step from 0 (value far below 0) to 1, over about 4 `width`."""
-    return 1 / (1 + np.exp(np.clip(-value / np.float32(width), -30, 30)))
+    return np.asarray(1 / (1 + np.exp(np.clip(-value / np.float32(width), -30, 30))), np.float32)
 
 
 def muscles(x: Array, y: Array, z: Array, wall: Array, bulk: float) -> tuple[Array, Array]:
