@@ -60,14 +60,14 @@ def identity_transform() -> Transform:
 def transform_points(transform: Transform, points_mm: Array) -> Array:
     """T(points) [..., 3] in moving RAS mm, float64, of points in fixed RAS mm. NaN stays NaN."""
     points = np.asarray(points_mm, np.float64)
-    inner = apply_affine(transform.pre, points)
+    inner = apply_affine(transform.pre, points.reshape(-1, 3))
     index = apply_affine(np.linalg.inv(transform.grid), inner)
     missing = np.isnan(index).any(axis=-1, keepdims=True)
     where = np.moveaxis(np.where(missing, 0.0, index), -1, 0)
     field = transform.displacement
     shift = [ndimage.map_coordinates(field[..., c], where, np.float64, 1, "nearest") for c in range(3)]
     shift_mm = np.where(outside(where, field.shape)[..., None], 0.0, np.stack(shift, axis=-1))
-    return apply_affine(transform.post, np.where(missing, np.nan, inner + shift_mm))
+    return apply_affine(transform.post, np.where(missing, np.nan, inner + shift_mm)).reshape(points.shape)
 
 
 def covers(transform: Transform, points_mm: Array) -> Array:
