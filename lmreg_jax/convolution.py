@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+import itertools
 
 import jax.numpy as jnp
 from jax import Array, lax
@@ -62,6 +62,61 @@ def convolve(features: Array, kernel: Array, stride: int = 1) -> Array:
     return lax.platform_dependent(features, kernel, cpu=stacked, default=plain)
 
 
-def for_flax(features: Array, kernel: Array, strides: Any, *_: Any, **__: Any) -> Array:
-    """`convolve` behind the signature that `flax.linen.Conv(conv_general_dilated=...)` calls."""
-    return convolve(features, kernel, strides[0])
+def double(features: Array) -> Array:
+    """Nearest-neighbour upsampling by 2 of `[B, X, Y, Z, C]`."""
+    for axis in (1, 2, 3):
+        features = jnp.repeat(features, 2, axis=axis)
+    return features
+
+
+def convolve_doubled(coarse: Array, kernel: Array) -> Array:
+    """`convolve(double(coarse), kernel)` by 8 taps instead of 27, as one matrix product.
+
+    An output voxel of the doubled grid sees at most two different coarse voxels along an axis, so
+    taps that fall on the same one are added beforehand: each of the 8 parities of output voxels has
+    a kernel 2 x 2 x 2 of its own, and all of them look through the same windows. Rows of the
+    product are windows (one more than voxels along an axis), columns are parities and features.
+    On 2 cores, 4 volumes of 12 x 8 x 16 with 32 -> 32 features: forward 22 against 50 ms stacked,
+    input gradient 16 against 34 ms, kernel gradient 19 against 128 ms.
+
+    coarse: `[B, x, y, z, C]`; kernel: `[3, 3, 3, C, D]`. Returns `[B, 2 x, 2 y, 2 z, D]`.
+    """
+    batch, *size, features = coarse.shape
+    taps = jnp.asarray(_PARITY_TAPS, kernel.dtype)
+    kernels = jnp.einsum("pat,qbu,rcv,tuvio->abcipqro", taps, taps, taps, kernel)
+    padded = jnp.pad(coarse, [(0, 0), (1, 1), (1, 1), (1, 1), (0, 0)])
+    corners = itertools.product((0, 1), repeat=3)
+    windows = jnp.concatenate(
+        [padded[:, a : a + size[0] + 1, b : b + size[1] + 1, c : c + size[2] + 1] for a, b, c in corners],
+        axis=-1,
+    )
+    product = windows.reshape(-1, 8 * features) @ kernels.reshape(8 * features, -1)
+    result = product.reshape(batch, *(n + 1 for n in size), 2, 2, 2, -1)
+    for axis, n in enumerate(size, start=1):
+        # Axes so far: batch, doubled ones, windows along the others, their parities, features.
+        even, odd = (jnp.take(result, parity, axis=4) for parity in (0, 1))
+        both = [lax.slice_in_dim(even, 0, n, axis=axis), lax.slice_in_dim(odd, 1, n + 1, axis=axis)]
+        result = jnp.stack(both, axis=axis + 1)
+        result = result.reshape(*result.shape[:axis], 2 * n, *result.shape[axis + 2 :])
+    return result
+
+
+# [parity of the output voxel, coarse voxel of the window, tap]: which taps fall on which voxel.
+_PARITY_TAPS = (((1, 0, 0), (0, 1, 1)), ((1, 1, 0), (0, 0, 1)))
+
+
+def convolve_upsampled(coarse: Array, skip: Array, kernel: Array) -> Array:
+    """'SAME' convolution of `double(coarse)` and `skip`, side by side: a decoder's stage.
+
+    coarse: `[B, x, y, z, C]`; skip: `[B, 2 x, 2 y, 2 z, E]`; kernel: `[3, 3, 3, C + E, D]`. A
+    convolution is linear, so the two parts can be convolved by themselves, and on the CPU are.
+    """
+
+    def split(coarse: Array, skip: Array, kernel: Array) -> Array:
+        own, others = jnp.split(kernel, [coarse.shape[-1]], axis=3)
+        return convolve_doubled(coarse, own) + convolve_stacked(skip, others)
+
+    def plain(coarse: Array, skip: Array, kernel: Array) -> Array:
+        return convolve_plain(jnp.concatenate([double(coarse), skip], axis=-1), kernel)
+
+    return lax.platform_dependent(coarse, skip, kernel, cpu=split, default=plain)

@@ -8,6 +8,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.linen.dtypes import promote_dtype
 from jax import Array
 
 from lmreg_jax import convolution
@@ -55,46 +56,53 @@ class UNet(nn.Module):
         levels_up = len(self.encoder) - round(math.log2(self.field_stride))
         features = skips.pop()
         for level in range(levels_up + 1):
-            if level > 0:
-                features = jnp.concatenate([double(features), skips.pop()], axis=-1)
-            features = self._stage(features, self.decoder[level], f"decoder_{level}")
+            skip = skips.pop() if level > 0 else None
+            features = self._stage(features, self.decoder[level], f"decoder_{level}", skip=skip)
         for level, width in enumerate(self.final):
             features = self._stage(features, width, f"final_{level}")
 
-        mean = self._convolution(3, "mean", nn.initializers.normal(1e-5))(features)
-        log_variance = self._convolution(
-            3, "log_variance", nn.initializers.normal(1e-10), nn.initializers.constant(-10.0)
+        mean = Convolution(3, nn.initializers.normal(1e-5), dtype=self.dtype, name="mean")(features)
+        log_variance = Convolution(
+            3,
+            nn.initializers.normal(1e-10),
+            nn.initializers.constant(-10.0),
+            dtype=self.dtype,
+            name="log_variance",
         )(features)
         crop = (slice(None), *(slice(-(-n // self.field_stride)) for n in shape))
         precise = jnp.promote_types(fixed.dtype, jnp.float32)
         return Posterior(self.head_scale * mean[crop].astype(precise), log_variance[crop].astype(precise))
 
-    def _stage(self, features: Array, width: int, name: str, stride: int = 1) -> Array:
-        features = self._convolution(width, name, nn.initializers.he_normal(), stride=stride)(features)
+    def _stage(
+        self, features: Array, width: int, name: str, stride: int = 1, skip: Array | None = None
+    ) -> Array:
+        features = Convolution(width, stride=stride, dtype=self.dtype, name=name)(features, skip)
         if self.normalisation == "instance":
             centred = features - jnp.mean(features, axis=(1, 2, 3), keepdims=True)
             variance = jnp.mean(centred**2, axis=(1, 2, 3), keepdims=True)
             features = centred * jax.lax.rsqrt(variance + 1e-5)
         return nn.leaky_relu(features, 0.2)
 
-    def _convolution(
-        self, width: int, name: str, kernel_init: Any, bias_init: Any = nn.initializers.zeros, stride: int = 1
-    ) -> nn.Conv:
-        return nn.Conv(
-            width,
-            (3, 3, 3),
-            strides=stride,
-            padding="SAME",
-            kernel_init=kernel_init,
-            bias_init=bias_init,
-            dtype=self.dtype,
-            conv_general_dilated=convolution.for_flax,
-            name=name,
-        )
 
+class Convolution(nn.Module):
+    """3 x 3 x 3, 'SAME', with a bias; with a `skip`, of the doubled features and it side by side.
 
-def double(features: Array) -> Array:
-    """Nearest-neighbour upsampling by 2 of `[B, X, Y, Z, C]`."""
-    for axis in (1, 2, 3):
-        features = jnp.repeat(features, 2, axis=axis)
-    return features
+    The parameters are those of `flax.linen.Conv`, `kernel` and `bias`, by name, shape and draw.
+    """
+
+    width: int
+    kernel_init: Any = nn.initializers.he_normal()
+    bias_init: Any = nn.initializers.zeros
+    stride: int = 1
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, features: Array, skip: Array | None = None) -> Array:
+        inputs = features.shape[-1] + (0 if skip is None else skip.shape[-1])
+        kernel = self.param("kernel", self.kernel_init, (3, 3, 3, inputs, self.width))
+        bias = self.param("bias", self.bias_init, (self.width,))
+        features, kernel, bias = promote_dtype(features, kernel, bias, dtype=self.dtype)
+        if skip is None:
+            return convolution.convolve(features, kernel, self.stride) + bias
+        (skip,) = promote_dtype(skip, dtype=features.dtype)
+        return convolution.convolve_upsampled(features, skip, kernel) + bias

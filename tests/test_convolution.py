@@ -76,3 +76,30 @@ def test_the_same_answer_in_float32_and_under_vmap() -> None:
     assert found.dtype == jnp.float32
     # 54 products of size 1: float32 rounding of 1e-7 times their sum, 10.
     np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(4, 2, 3), (1, 5, 2)])
+def test_a_convolution_of_doubled_and_skipped_features_may_be_split(shape: tuple[int, int, int]) -> None:
+    random = np.random.default_rng(sum(shape))
+    coarse = random.normal(size=(2, *shape, 3))
+    skip = random.normal(size=(2, *(2 * n for n in shape), 2))
+    kernel = random.normal(size=(3, 3, 3, 5, 4))
+    cotangent = random.normal(size=(*skip.shape[:4], 4))
+
+    def joined(coarse: jax.Array, skip: jax.Array, kernel: jax.Array) -> jax.Array:
+        return convolution.convolve_plain(
+            jnp.concatenate([convolution.double(coarse), skip], axis=-1), kernel
+        )
+
+    def slopes(way: Callable[..., jax.Array]) -> tuple[jax.Array, ...]:
+        return jax.jit(jax.grad(lambda *a: jnp.sum(cotangent * way(*a)), argnums=(0, 1, 2)))(
+            coarse, skip, kernel
+        )
+
+    found = jax.jit(convolution.convolve_upsampled)(coarse, skip, kernel)
+    np.testing.assert_allclose(found, joined(coarse, skip, kernel), atol=EXACT)
+    doubled = np.repeat(np.repeat(np.repeat(coarse, 2, 1), 2, 2), 2, 3)
+    expected = numerics.convolve(doubled, kernel[..., :3, :], 1)
+    np.testing.assert_allclose(convolution.convolve_doubled(coarse, kernel[..., :3, :]), expected, atol=EXACT)
+    for ours, theirs in zip(slopes(convolution.convolve_upsampled), slopes(joined), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=EXACT)

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lmreg_jax.convolution import double
 from lmreg_jax.posterior import Posterior
-from lmreg_jax.unet import UNet, double
+from lmreg_jax.unet import UNet
 from tests import numerics
 
 SMALL = UNet(encoder=(3, 4), decoder=(4, 3), final=(2,))
