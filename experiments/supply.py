@@ -42,8 +42,11 @@ class Supply:
         pairs: Sequence[batches.Pair],
         draw: Callable[[list[batches.Pair]], list[batches.Pair]],
         factor: int,
+        share: Callable[[list[batches.Pair]], list[batches.Pair]] = list,
     ) -> tuple[list[batches.Pair], Batch]:
         """The pairs that `draw` takes from `pairs`, and their batch, `factor` times coarser.
+
+        share: the part of them that this process reads, and its batch holds.
 
         Where a case of them is lost, `draw` is asked again, without that case. A step that draws
         no lost case is thus what it would have been anyway, in a resumed run too.
@@ -51,15 +54,22 @@ class Supply:
 
         def make(usable: list[batches.Pair]) -> tuple[list[batches.Pair], Batch]:
             chosen = draw(usable)
-            names = dict.fromkeys(name for pair in chosen for name in pair)
+            own = share(chosen)
+            names = dict.fromkeys(name for pair in own for name in pair)
             cases = [fresh(self._cases[name], NEEDED) for name in names]
-            return chosen, batches.Assembler(cases)(chosen, factor)
+            return chosen, batches.Assembler(cases)(own, factor)
 
         return self._under_policy(make, pairs, drop_known=False)
 
     def scored(self, score: Callable[[list[batches.Pair]], T], pairs: Sequence[batches.Pair]) -> T:
         """score(pairs), without the pairs of cases that are lost."""
         return self._under_policy(score, pairs, drop_known=True)
+
+    def learn(self, others: Sequence[str]) -> None:
+        """Enters what other processes have lost: their `lost`, as JSON."""
+        for text in others:
+            self.lost = json.loads(text) | self.lost
+        self._write()
 
     def report(self) -> None:
         """Says once more, at the end, how many cases were skipped."""

@@ -2,6 +2,8 @@
 
     python -m experiments.train --config=experiments/lung.py [--workdir=DIR] [--config.NAME=VALUE]
 
+On several processes or machines the same command is started once for each, with --coordinator,
+--processes and --process, or with --distributed (see `processes`).
 A run that is told to stop (SIGTERM, SIGUSR1, Ctrl-C) saves and ends with status 75: run it again.
 Status 2: something that you can mend, named on the last line; the last checkpoint is whole.
 """
@@ -9,6 +11,7 @@ Status 2: something that you can mend, named on the last line; the last checkpoi
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -19,7 +22,7 @@ from absl import flags
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from experiments import command, preemption, provenance, scalars, workdir_lock
+from experiments import command, preemption, processes, provenance, scalars, workdir_lock
 from experiments.data import load_cohort
 from experiments.evaluate import held_out_evaluation
 from experiments.supply import Supply
@@ -42,40 +45,58 @@ log = logging.getLogger("experiments.train")
 CONFIG = command.define_config("experiments/lung.py")
 WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run; default: runs/ and the config's name.")
 DETERMINISTIC = flags.DEFINE_bool("deterministic", False, "The same bits in every run on one machine.")
+processes.define_flags()
 
 
 def train(
-    config: ConfigDict, workdir: Path, *, evaluate: bool = True, cohort: Cohort | None = None
+    config: ConfigDict,
+    workdir: Path,
+    *,
+    evaluate: bool = True,
+    cohort: Cohort | None = None,
+    team: processes.Team | None = None,
 ) -> dict[str, Any]:
     """Trains into `workdir`, alone there and ready to be told to stop; see `story`.
 
     cohort: in place of the one that `config.data` names, for comparisons on the same inputs.
-    Returns the summary of the held-out evaluation (empty without held-out pairs).
+    team: the processes that do it together; by default this one alone.
+    Returns the summary of the held-out evaluation (empty without held-out pairs, and in processes
+    other than the lead).
     Raises InputError for what a user can mend (the loss staying non-finite as NotFinite), and
     Preempted, which ends the program with status 75, where it was told to stop.
     """
     configuration.validate(config)
-    devices = jax.local_devices()
-    if config.train.pairs_per_batch % len(devices):
+    team = processes.Team() if team is None else team
+    devices = jax.device_count() if team.count > 1 else jax.local_device_count()
+    if config.train.pairs_per_batch % devices:
+        of = f" of {team.count} processes" if team.count > 1 else ""
         raise InputError(
             f"config.train.pairs_per_batch is {config.train.pairs_per_batch};"
-            f" it must be a multiple of the {len(devices)} devices"
+            f" it must be a multiple of the {devices} devices{of}"
         )
-    with workdir_lock.held(workdir), preemption.watched() as stop:
-        command.open_workdir(workdir, config)
-        return story(config, workdir, stop, devices, evaluate, cohort)
+    with (
+        workdir_lock.held(workdir) if team.lead else contextlib.nullcontext(),
+        preemption.watched() as stop,
+    ):
+        if team.lead:
+            command.open_workdir(workdir, config)
+        return story(config, workdir, stop, team, evaluate, cohort)
 
 
 def story(
     config: ConfigDict,
     workdir: Path,
     stop: preemption.Stop,
-    devices: list[jax.Device],
+    team: processes.Team,
     evaluate: bool,
     cohort: Cohort | None,
 ) -> dict[str, Any]:
-    """Data, model, optimiser, restore, loop, evaluation."""
-    cohort = load_cohort(config) if cohort is None else cohort
+    """Data, model, optimiser, restore, loop, evaluation.
+
+    `team.lead` stands before all that is done once; `team.meet` after it, where the others wait.
+    """
+    if cohort is None:
+        cohort = team.lead_first(lambda: load_cohort(config, progress=team.lead))
     pairs = training_pairs(cohort)
     if not pairs:
         raise InputError(f"{cohort.root}: no training pair; at least two training cases are needed")
@@ -88,23 +109,25 @@ def story(
         len(pairs),
         len(validation),
         cohort.alignment,
-        len(devices),
-        devices[0].device_kind,
+        jax.device_count() if team.count > 1 else jax.local_device_count(),
+        jax.local_devices()[0].device_kind,
     )
     policy = config.data.policy
-    supply = Supply(cohort, policy, workdir)
+    supply = Supply(cohort, policy, workdir if team.lead else None)
 
-    lungs = reference_lungs.of_cases(
-        [case for case in cohort.cases if case.split == "train"], cohort.spacing_mm
-    )
-    if lungs is not None:
-        reference_lungs.write(workdir, lungs)
+    if team.lead:
+        lungs = reference_lungs.of_cases(
+            [case for case in cohort.cases if case.split == "train"], cohort.spacing_mm
+        )
+        if lungs is not None:
+            reference_lungs.write(workdir, lungs)
 
     network = configuration.network(config)
     optimiser = configuration.optimiser(config)
-    params = initial_params(config)
+    params = initial_params(config) if team.lead else configuration.initial_params(config)
     state = initial_state(params, optimiser)
     register = registration.registrar(config, params)  # Once: each one compiles anew.
+    devices = team.devices()
     step_on_grid = {  # By how much coarser the grid is; compiled on first use.
         factor: parallel_train_step(
             devices,
@@ -131,7 +154,7 @@ def story(
                 both_orders=config.train.both_orders,
             )
 
-        return supply.batch(pairs, draw, factor_of(step))
+        return supply.batch(pairs, draw, factor_of(step), team.share)
 
     def due(done: int, every: int) -> bool:
         return done % every == 0 or done == config.train.steps
@@ -154,34 +177,45 @@ def story(
             checkpoint.save(best, done, unreplicate(state), {"tre_mm": float(score)})
         rows.add(done, {f"val_{name}": value for name, value in scores.items()})
 
-    with (
-        stop.deferred(),
-        checkpoint.store(workdir, checkpoint.LATEST, config.train.keep) as latest,
-        checkpoint.store(workdir, checkpoint.BEST, 1) as best,
-        scalars.Writer(workdir) as rows,
-    ):
-        restored = checkpoint.restore(latest, state)
+    with stop.deferred(), contextlib.ExitStack() as files:
         first = 0
-        if restored is not None:
-            first, state = restored
-            log.info("resuming %s at step %d", workdir, first)
-        provenance.record(workdir, config, first)
-        rows.rewind(first)
-        best_tre = checkpoint.best_metrics(best).get("tre_mm", np.inf)
+        if team.lead:
+            latest = files.enter_context(checkpoint.store(workdir, checkpoint.LATEST, config.train.keep))
+            best = files.enter_context(checkpoint.store(workdir, checkpoint.BEST, 1))
+            rows = files.enter_context(scalars.Writer(workdir))
+            restored = checkpoint.restore(latest, state)
+            if restored is not None:
+                first, state = restored
+                log.info("resuming %s at step %d", workdir, first)
+            provenance.record(workdir, config, first)
+            rows.rewind(first)
+            best_tre = checkpoint.best_metrics(best).get("tre_mm", np.inf)
+        processes.check_alike(team, config, pairs)
+        begin, state = team.from_lead((np.int32(first), state))
+        first = int(begin)
         state = replicate(state, devices)
-        if first and validation and due(first, config.train.validate_every) and not rows.validated(first):
+        unscored = first and validation and due(first, config.train.validate_every)
+        if team.lead and unscored and not rows.validated(first):
             validate(first)
+        team.meet("start")
         skipped = 0
-        bar = tqdm(total=config.train.steps, initial=first, desc="train", unit="step", mininterval=1)
+        bar = tqdm(
+            total=config.train.steps,
+            initial=first,
+            desc="train",
+            unit="step",
+            mininterval=1,
+            disable=not team.lead,
+        )
         for step, (chosen, batch) in batches.prefetch(make, range(first, config.train.steps)):
             state, terms = step_on_grid[factor_of(step)](state, batch, key)
             done = step + 1
             bar.update()
-            if due(done, config.train.log_every):
+            if team.lead and due(done, config.train.log_every):
                 rows.add(done, terms)
                 bar.set_postfix({name: f"{float(terms[name]):.4g}" for name in scalars.TERMS})
             skipped = skipped + 1 if float(terms["skipped"]) else 0
-            if skipped:
+            if skipped and team.lead:
                 rows.add_skipped(step, chosen, terms)
                 named = ", ".join(f"{moving} -> {fixed}" for fixed, moving in chosen)
                 log.warning(
@@ -191,19 +225,27 @@ def story(
                 bar.close()
                 raise command.NotFinite(scalars.non_finite(terms), step, workdir)
             if validation and due(done, config.train.validate_every):
-                with contextlib.suppress(preemption.Preempted):  # The resumed run validates then.
-                    validate(done)
+                if team.lead:
+                    with contextlib.suppress(preemption.Preempted):  # The resumed run validates then.
+                        validate(done)
+                team.meet("validated")
+            stopping = team.any(stop.asked)
             # After the validation: a run that is cut off in between repeats it.
-            if stop.asked or (not skipped and due(done, config.train.checkpoint_every)):
-                checkpoint.save(latest, done, unreplicate(state))
-            if stop.asked:
+            if stopping or (not skipped and due(done, config.train.checkpoint_every)):
+                if team.lead:
+                    checkpoint.save(latest, done, unreplicate(state))
+                team.meet("saved")
+            if stopping:
                 bar.close()
                 log.warning("stopped after step %d; the same command goes on from there", done)
                 raise preemption.Preempted
         bar.close()
 
-    figures.loss_curves(workdir / "figures" / "loss_curves.png", workdir / scalars.FILE)
-    summary = held_out_evaluation(cohort, workdir, policy=policy) if evaluate else {}
+    supply.learn(team.meet("trained", json.dumps(supply.lost)))
+    summary: dict[str, Any] = {}
+    if team.lead:
+        figures.loss_curves(workdir / "figures" / "loss_curves.png", workdir / scalars.FILE)
+        summary = held_out_evaluation(cohort, workdir, policy=policy) if evaluate else {}
     supply.report()
     return summary
 
@@ -227,7 +269,9 @@ def main(arguments: list[str]) -> None:
         provenance.make_deterministic()
     compilation_cache.enable()
     config = CONFIG.value
-    train(config, Path(WORKDIR.value) if WORKDIR.value else command.default_workdir())
+    workdir = Path(WORKDIR.value) if WORKDIR.value else command.default_workdir()
+    with processes.joined() as team:
+        train(config, workdir, team=team)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from typing import Any
 import jax
 import numpy as np
 from absl import logging as absl_logging
+from orbax.checkpoint import checkpoint_manager
 from orbax.checkpoint import v1 as ocp
 
 from lmreg_jax.errors import InputError
@@ -45,12 +46,15 @@ def store(workdir: Path, name: str, keep: int) -> Iterator[ocp.training.Checkpoi
     always = ocp.training.save_decision_policies.FixedIntervalPolicy(1)
     folder = (workdir / name).absolute()
     try:
-        checkpointer = ocp.training.Checkpointer(
-            folder,
-            save_decision_policy=always,
-            preservation_policy=policy,
-            cleanup_tmp_directories=True,
-        )
+        folder.mkdir(parents=True, exist_ok=True)
+        with _of_this_process() as context:
+            checkpointer = ocp.training.Checkpointer(
+                folder,
+                save_decision_policy=always,
+                preservation_policy=policy,
+                cleanup_tmp_directories=True,
+                context=context,
+            )
     except (OSError, ValueError) as error:
         raise InputError(
             f"{folder}: cannot be opened as a folder of checkpoints ({reason(error)})"
@@ -256,12 +260,37 @@ def load_params(workdir: Path, like: Any) -> tuple[str, Any]:
 def _opened(folder: Path) -> Iterator[ocp.training.Checkpointer]:
     """For reading only."""
     try:
-        with ocp.training.Checkpointer(folder.absolute()) as checkpointer:
+        with _of_this_process() as context:
+            checkpointer = ocp.training.Checkpointer(folder.absolute(), context=context)
+        with checkpointer:
             yield checkpointer
     except InputError:
         raise
     except (OSError, ValueError) as error:
         raise Damaged(f"{folder}: cannot be opened as a folder of checkpoints ({reason(error)})") from error
+
+
+@contextmanager
+def _of_this_process() -> Iterator[ocp.Context]:
+    """For a store of this process alone: where several train, orbax would wait for all of them.
+
+    Orbax 0.12 has no way to say that the folder is there already, and refuses to make it for some of
+    the processes only; so that step is left out while a store is opened.
+    """
+    context = ocp.Context()
+    if jax.process_count() == 1:
+        yield context
+        return
+    this = jax.process_index()
+    context.multiprocessing_options.primary_host = this
+    context.multiprocessing_options.active_processes = {this}
+    context.multiprocessing_options.barrier_sync_key_prefix = f"process_{this}"
+    making = checkpoint_manager._create_root_directory
+    checkpoint_manager._create_root_directory = lambda *_: None
+    try:
+        yield context
+    finally:
+        checkpoint_manager._create_root_directory = making
 
 
 @contextmanager
