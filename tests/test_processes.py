@@ -9,8 +9,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 
 import jax
 import numpy as np
@@ -53,29 +54,51 @@ class Command:
 
     def start(self, workdir: Path, count: int = 1, own: tuple[str, ...] = (), **changes: object) -> list:
         """`count` processes; own: a flag of each."""
-        values = self._values | {f"train.{name}": value for name, value in changes.items()}
-        given = [f"--config.{name}={value}" for name, value in values.items()]
+        given = self._flags(workdir, **changes)
         team = [f"--coordinator=127.0.0.1:{free_port()}", f"--processes={count}"] if count > 1 else []
+        return [
+            self.popen(
+                [sys.executable, "-m", "experiments.train", *given, *team]
+                + ([f"--process={index}"] if count > 1 else [])
+                + list(own[index : index + 1])
+            )
+            for index in range(count)
+        ]
+
+    def job(self, workdir: Path, started: Path, count: int, **changes: object) -> subprocess.Popen[str]:
+        """The job script of `docs`, with stand-ins for SLURM's programs; started: see `slurm/srun`."""
+        variables = {
+            "PATH": f"{ROOT}/tests/slurm:{os.environ['PATH']}",
+            "LMREG_PYTHON": sys.executable,
+            "SLURM_JOB_ID": str(os.getpid()),  # JAX takes the port from it.
+            "SLURM_NTASKS": str(count),
+            "SRUN_STARTED": str(started),
+        }
+        return self.popen(["bash", "docs/slurm_train.sh", *self._flags(workdir, **changes)], variables)
+
+    def _flags(self, workdir: Path, **changes: object) -> list[str]:
+        values = self._values | {f"train.{name}": value for name, value in changes.items()}
+        return [f"--workdir={workdir}", *(f"--config.{name}={value}" for name, value in values.items())]
+
+    def popen(
+        self, arguments: list[str], variables: Mapping[str, str] = MappingProxyType({})
+    ) -> subprocess.Popen[str]:
         environment = {
             **os.environ,
             "JAX_PLATFORMS": "cpu",
             "XLA_FLAGS": "--xla_backend_optimization_level=0",
             "LMREG_COMPILATION_CACHE": str(self.folder / "compiled"),
+            **variables,
         }
-        return [
-            subprocess.Popen(
-                [sys.executable, "-m", "experiments.train", f"--workdir={workdir}", *given, *team]
-                + ([f"--process={index}"] if count > 1 else [])
-                + list(own[index : index + 1]),
-                cwd=ROOT,
-                env=environment,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                text=True,
-                encoding="utf-8",
-            )
-            for index in range(count)
-        ]
+        return subprocess.Popen(
+            arguments,
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            encoding="utf-8",
+        )
 
     def here(self, workdir: Path, **changes: object) -> None:
         """The same training in this process, on its four devices."""
@@ -137,16 +160,17 @@ def test_two_processes_train_as_one_which_resumes_them(
 
 
 @pytest.mark.slow
-def test_a_signal_to_one_stops_both_at_one_step(command: Command) -> None:
-    """Process 1, which writes nothing, is told: process 0 saves."""
-    workdir = command.folder / "stopped"
-    started = command.start(workdir, 2, steps=100_000, checkpoint_every=100_000)
+def test_a_signal_to_one_stops_both_and_the_job_is_queued_again(command: Command) -> None:
+    """By the job script. Process 1, which writes nothing, is told: process 0 saves."""
+    workdir, started = command.folder / "stopped", command.folder / "started"
+    job = command.job(workdir, started, 2, steps=100_000, checkpoint_every=100_000)
     deadline = time.monotonic() + PATIENCE_SECONDS
     while not (workdir / "scalars.csv").is_file() or len(rows(workdir)) < 3:
-        assert all(process.poll() is None for process in started) and time.monotonic() < deadline
+        assert job.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
-    started[1].send_signal(signal.SIGTERM)
-    command.ends(started, 75)
+    os.kill(int(started.read_text(encoding="utf-8").split()[1]), signal.SIGTERM)
+    (said,) = command.ends([job], 0)
+    assert f"scontrol requeue {os.getpid()}" in said
     step, _ = saved_state(workdir)
     assert step == int(rows(workdir)[-1]["step"]) < 100_000
 
