@@ -15,8 +15,11 @@ import itertools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 from jax.scipy.ndimage import map_coordinates
+
+from lmreg_jax import squaring
 
 
 def identity_grid(shape: tuple[int, ...], dtype: jnp.dtype | type = jnp.float32) -> Array:
@@ -104,15 +107,36 @@ def compose(outer: Array, inner: Array) -> Array:
     return inner + warp(outer, inner)
 
 
-def integrate(velocity: Array, *, steps: int = 7) -> Array:
+def integrate(velocity: Array, *, steps: int = 7, forward_mode: bool = False) -> Array:
     """Displacement u with id + u = exp(velocity), by scaling and squaring.
 
     u_0 = velocity / 2**steps,  u_{k+1}(x) = u_k(x) + u_k(x + u_k(x)).   [Arsigny 2006; Hu eq. 1]
 
     velocity: `[X, Y, Z, 3]`, voxels of its own grid. Error O(2**-steps). `steps` is static:
-    a loop of unknown length has no reverse-mode derivative.
+    a loop of unknown length has no reverse-mode derivative. On the CPU the first squarings, in which
+    no voxel moves further than the next one, go by a stencil (`squaring`) that has a reverse-mode
+    derivative only; for `jax.jvp` or `jax.jacfwd` give `forward_mode=True`.
     """
-    return lax.fori_loop(0, steps, lambda _, u: compose(u, u), velocity / 2**steps)
+
+    def plain(velocity: Array) -> Array:
+        return lax.fori_loop(0, steps, lambda _, u: compose(u, u), velocity / 2**steps)
+
+    def by_stencil(velocity: Array) -> Array:
+        def square(_: int, u: Array) -> Array:
+            near = squaring.largest(lax.stop_gradient(u)) < 1
+            return lax.cond(near, squaring.square_near, far, u)
+
+        @jax.checkpoint  # Else all corners' indices and weights of each step are kept for the gradient.
+        def far(u: Array) -> Array:
+            last = jnp.moveaxis(u, 0, -1)
+            return jnp.moveaxis(compose(last, last), -1, 0)
+
+        first = jnp.moveaxis(velocity, -1, 0) / 2**steps
+        return jnp.moveaxis(lax.fori_loop(0, steps, square, first), 0, -1)
+
+    if forward_mode:
+        return plain(velocity)
+    return lax.platform_dependent(velocity, cpu=by_stencil, default=plain)
 
 
 def invert(displacement: Array, *, iterations: int = 20) -> Array:
@@ -133,14 +157,23 @@ def upsample(displacement: Array, shape: tuple[int, ...], *, factor: int = 2) ->
     of the coarse grid; returns `[*shape, 3]` voxels of the fine one.
     """
     for axis, size in enumerate(shape):
-        position = jnp.arange(size) / factor
-        lower = jnp.minimum(jnp.arange(size) // factor, displacement.shape[axis] - 1)
-        upper = jnp.minimum(lower + 1, displacement.shape[axis] - 1)
-        weight = jnp.clip(position - lower, 0, 1).astype(displacement.dtype)
-        weight = weight.reshape([-1 if a == axis else 1 for a in range(4)])
-        low, high = (jnp.take(displacement, i, axis=axis) for i in (lower, upper))
-        displacement = low + weight * (high - low)
+        # A product with a matrix of two weights a row: its gradient is one as well, where that of a
+        # gather adds row by row (with the warp that follows 21 ms for 239 ms, 4 fields of 48 x 32 x 64).
+        weights = jnp.asarray(_interpolation(size, displacement.shape[axis], factor), displacement.dtype)
+        product = jnp.tensordot(weights, displacement, axes=(1, axis), precision=lax.Precision.HIGHEST)
+        displacement = jnp.moveaxis(product, 0, axis)
     return displacement * factor
+
+
+def _interpolation(fine: int, coarse: int, factor: int) -> np.ndarray:
+    """`[fine, coarse]`: linear interpolation at i / factor, extended by the edge."""
+    index = np.arange(fine)
+    lower = np.minimum(index // factor, coarse - 1)
+    weight = np.clip(index / factor - lower, 0, 1)
+    matrix = np.zeros((fine, coarse))
+    matrix[index, lower] = 1 - weight
+    matrix[index, np.minimum(lower + 1, coarse - 1)] += weight
+    return matrix
 
 
 def jacobian_determinant(displacement: Array) -> Array:
