@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def held_out_evaluation(
     output = workdir if output is None else output
     register = registration.load(workdir)
 
-    def write(usable: list[tuple[str, str]]) -> None:
+    def write(usable: Sequence[tuple[str, str]]) -> None:
         results = evaluation.evaluate_pairs(register, cohort, usable)
         evaluation.write_tables(output, results, cohort)
         evaluation.write_figures(output / "figures", register, cohort, usable, results)

@@ -33,6 +33,7 @@ from ml_collections import ConfigDict
 
 from experiments import preemption
 from lmreg_jax import configuration
+from lmreg_jax.all_pairs import AllPairs
 from lmreg_jax.errors import InputError, exits_cleanly
 
 T = TypeVar("T")
@@ -194,7 +195,8 @@ class Several(Team):
 
 def check_alike(team: Team, config: ConfigDict, pairs: Sequence[tuple[str, str]]) -> None:
     """Waits until all are here; InputError in the lead where one has other values or other pairs."""
-    text = configuration.to_json(config) + json.dumps(list(pairs))
+    found = pairs.names if isinstance(pairs, AllPairs) else list(pairs)
+    text = configuration.to_json(config) + json.dumps(found)
     words = team.meet("alike", f"{len(pairs)} pairs, sum {hashlib.sha256(text.encode()).hexdigest()[:8]}")
     for index, word in enumerate(words):
         if word != words[0]:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 from lmreg_jax import batches
-from lmreg_jax.cohort import Cohort
+from lmreg_jax.all_pairs import AllPairs
+from lmreg_jax.cohort import Case, Cohort
 from lmreg_jax.cohort_cache import LostCase, fresh
 from lmreg_jax.errors import InputError
 from lmreg_jax.tables import replacing
@@ -40,7 +41,7 @@ class Supply:
     def batch(
         self,
         pairs: Sequence[batches.Pair],
-        draw: Callable[[list[batches.Pair]], list[batches.Pair]],
+        draw: Callable[[Sequence[batches.Pair]], list[batches.Pair]],
         factor: int,
         share: Callable[[list[batches.Pair]], list[batches.Pair]] = list,
     ) -> tuple[list[batches.Pair], Batch]:
@@ -52,7 +53,7 @@ class Supply:
         no lost case is thus what it would have been anyway, in a resumed run too.
         """
 
-        def make(usable: list[batches.Pair]) -> tuple[list[batches.Pair], Batch]:
+        def make(usable: Sequence[batches.Pair]) -> tuple[list[batches.Pair], Batch]:
             chosen = draw(usable)
             own = share(chosen)
             names = dict.fromkeys(name for pair in own for name in pair)
@@ -61,9 +62,20 @@ class Supply:
 
         return self._under_policy(make, pairs, drop_known=False)
 
-    def scored(self, score: Callable[[list[batches.Pair]], T], pairs: Sequence[batches.Pair]) -> T:
+    def scored(self, score: Callable[[Sequence[batches.Pair]], T], pairs: Sequence[batches.Pair]) -> T:
         """score(pairs), without the pairs of cases that are lost."""
         return self._under_policy(score, pairs, drop_known=True)
+
+    def each(self, split: str, names: Sequence[str]) -> Iterator[Case]:
+        """The cases of a split in turn, their arrays `names` read; without lost ones."""
+        for case in self._cases.values():
+            if case.split == split:
+                try:
+                    yield fresh(case, names)
+                except LostCase as error:
+                    if self._policy == "strict":
+                        raise
+                    self._lose(error)
 
     def learn(self, others: Sequence[str]) -> None:
         """Enters what other processes have lost: their `lost`, as JSON."""
@@ -79,11 +91,11 @@ class Supply:
 
     def _under_policy(
         self,
-        work: Callable[[list[batches.Pair]], T],
+        work: Callable[[Sequence[batches.Pair]], T],
         pairs: Sequence[batches.Pair],
         drop_known: bool,
     ) -> T:
-        usable = [p for p in pairs if not (drop_known and self.lost.keys() & set(p))]
+        usable = self._without_lost(pairs) if drop_known else pairs
         while usable:
             try:
                 return work(usable)
@@ -91,11 +103,16 @@ class Supply:
                 if self._policy == "strict":
                     raise
                 self._lose(error)
-            usable = [p for p in pairs if not self.lost.keys() & set(p)]
+            usable = self._without_lost(pairs)
         raise InputError(
             f"no pair of {len(pairs)} is left, {len(self.lost)} cases cannot be read:"
             f" {', '.join(self.lost)}; first: {next(iter(self.lost.values()), '')}"
         )
+
+    def _without_lost(self, pairs: Sequence[batches.Pair]) -> Sequence[batches.Pair]:
+        if isinstance(pairs, AllPairs):
+            return pairs.without(self.lost)
+        return [p for p in pairs if not self.lost.keys() & set(p)]
 
     def _lose(self, error: LostCase) -> None:
         if error.case not in self.lost:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -116,9 +117,7 @@ def story(
     supply = Supply(cohort, policy, workdir if team.lead else None)
 
     if team.lead:
-        lungs = reference_lungs.of_cases(
-            [case for case in cohort.cases if case.split == "train"], cohort.spacing_mm
-        )
+        lungs = reference_lungs.of_cases(supply.each("train", ["lungs"]), cohort.spacing_mm)
         if lungs is not None:
             reference_lungs.write(workdir, lungs)
 
@@ -145,7 +144,7 @@ def story(
         return config.train.coarse_factor if step < config.train.coarse_steps else 1
 
     def make(step: int) -> tuple[list[batches.Pair], Any]:
-        def draw(usable: list[batches.Pair]) -> list[batches.Pair]:
+        def draw(usable: Sequence[batches.Pair]) -> list[batches.Pair]:
             return batches.pairs_of_step(
                 usable,
                 config.train.pairs_per_batch,

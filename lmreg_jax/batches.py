@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from lmreg_jax.all_pairs import AllPairs
 from lmreg_jax.cohort import Case, images_of_pair
 from lmreg_jax.training import Batch
 
@@ -25,7 +26,10 @@ def pairs_of_step(
     same way (a global translation above all) cancels within the batch.
     """
     if both_orders:  # Else a pair and its reverse could both be drawn.
-        pairs = list({frozenset(pair): pair for pair in pairs}.values())
+        if isinstance(pairs, AllPairs):
+            pairs = pairs.once()
+        else:
+            pairs = list({frozenset(pair): pair for pair in pairs}.values())
     generator = np.random.default_rng([seed, step])
     draws = count // 2 if both_orders else count
     chosen = generator.choice(len(pairs), size=draws, replace=draws > len(pairs))

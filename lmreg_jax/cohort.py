@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lmreg_jax import cohort_cache
+from lmreg_jax.all_pairs import AllPairs
 from lmreg_jax.cohort_case import Case, images_of_pair
 from lmreg_jax.cohort_options import checked_options
 from lmreg_jax.cohort_prepare import prepare
@@ -112,14 +113,15 @@ def read_cohort(
         raise InputError(f"{root}: reference {reference!r} is no case of the table{gone}")
     entry = None if cache is None else Path(cache) / cohort_cache.cache_key(root, rows, pairs, options)
     found = cohort_cache.load(entry) if entry else None
+    if found is None and entry is not None:
+        try:
+            cohort_cache.store(entry, *prepare(rows, options, progress))
+            found = cohort_cache.load(entry)
+        except OSError as error:
+            log.warning("%s: the cache could not be written: %s", cache, error)
     if found is None:
-        found = prepare(rows, options, progress)
-        if entry is not None:
-            try:
-                cohort_cache.store(entry, *found)
-            except OSError as error:
-                log.warning("%s: the cache could not be written: %s", cache, error)
-            found = cohort_cache.load(entry) or found
+        made, values = prepare(rows, options, progress)
+        found = tuple(made), values
     cases, values = found
     skipped = {**missing, **values["skipped"]}
     if skipped:
@@ -164,7 +166,7 @@ def held_out_pairs(cohort: Cohort, split: str) -> list[tuple[str, str]]:
     return _given_pairs(cohort, names) or ring
 
 
-def training_pairs(cohort: Cohort, split: str = "train") -> list[tuple[str, str]]:
+def training_pairs(cohort: Cohort, split: str = "train") -> Sequence[tuple[str, str]]:
     """(fixed, moving) names to train on: the given pairs of that split, else all ordered pairs.
 
     Raises InputError where the split has fewer than two cases.
@@ -172,7 +174,7 @@ def training_pairs(cohort: Cohort, split: str = "train") -> list[tuple[str, str]
     names = split_names(cohort, split)
     if len(names) < 2:
         raise InputError(f"{cohort.root}: {len(names)} {split} cases; a pair needs two")
-    return _given_pairs(cohort, names) or [(a, b) for a in names for b in names if a != b]
+    return _given_pairs(cohort, names) or AllPairs(names)
 
 
 def with_validation(cohort: Cohort, count: int, seed: int) -> Cohort:

@@ -128,10 +128,11 @@ def _give_up(entry: Path) -> None:
         log.warning("%s: damaged, and cannot be changed (%s); remove it", entry, error.strerror)
 
 
-def store(entry: Path, cases: tuple[Case, ...], values: dict[str, Any]) -> None:
+def store(entry: Path, cases: Iterable[Case], values: dict[str, Any]) -> None:
     """Writes an entry whole or not at all; where another process was first, theirs is kept.
 
-    values: anything JSON holds. Raises OSError where the disk is full or read-only.
+    cases: taken one by one; values: anything JSON holds, read after the last of them. Raises OSError
+    where the disk is full or read-only.
     """
     entry.parent.mkdir(parents=True, exist_ok=True)
     temporary = _beside(entry, "writing")

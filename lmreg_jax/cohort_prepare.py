@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -13,7 +15,7 @@ from tqdm import tqdm
 
 from lmreg_jax import alignment as alignments
 from lmreg_jax.cohort_case import Case, Points, Reference, read_case, read_reference
-from lmreg_jax.cohort_lungs import Lungs, read_lungs
+from lmreg_jax.cohort_lungs import Lungs, PackedLungs, packed, read_lungs
 from lmreg_jax.cohort_options import Options
 from lmreg_jax.cohort_table import SPLITS, Row
 from lmreg_jax.errors import InputError
@@ -33,14 +35,18 @@ class Ready(NamedTuple):
     row: Row
     landmarks: Points
     points: Points
-    lungs: Lungs | None
+    lungs: PackedLungs | None
+
+    def unpacked(self) -> Lungs | None:
+        return None if self.lungs is None else self.lungs.unpacked()
 
 
-def prepare(rows: list[Row], options: Options, progress: bool) -> tuple[tuple[Case, ...], dict[str, Any]]:
+def prepare(rows: list[Row], options: Options, progress: bool) -> tuple[Iterator[Case], dict[str, Any]]:
     """Reads, aligns and resamples all cases; with them the values that belong to the whole.
 
-    Under policy "skip", a case that cannot be read or used is left out, its reason kept among the
-    values; under "strict" it raises InputError.
+    The cases are made as they are asked for, so that memory does not grow with the cohort; the
+    values are complete when the last one has been given. Under policy "skip", a case that cannot be
+    read or used is left out, its reason kept among the values; under "strict" it raises InputError.
     """
     skipped: dict[str, str] = {}
 
@@ -57,9 +63,11 @@ def prepare(rows: list[Row], options: Options, progress: bool) -> tuple[tuple[Ca
         return guarded
 
     def read_small(row: Row) -> Ready:
-        return Ready(row, _points(row.landmarks), _points(row.points), read_lungs(row, options))
+        lungs = read_lungs(row, options)
+        kept = None if lungs is None else packed(lungs)
+        return Ready(row, _points(row.landmarks), _points(row.points), kept)
 
-    found = _map(or_skipped(read_small, lambda row: row.name), rows, "lungs", progress)
+    found = _in_order(or_skipped(read_small, lambda row: row.name), rows, "lungs", progress)
     ready = [case for case in found if case is not None]
     names = (
         _shared_names([c.row.landmarks for c in ready], [c.landmarks for c in ready], options.landmark_names),
@@ -67,7 +75,7 @@ def prepare(rows: list[Row], options: Options, progress: bool) -> tuple[tuple[Ca
     )
 
     def of_reference(case: Ready) -> Reference:
-        return read_reference(case.row, case.lungs, options)
+        return read_reference(case.row, case.unpacked(), options)
 
     reference = None
     while reference is None:
@@ -83,35 +91,53 @@ def prepare(rows: list[Row], options: Options, progress: bool) -> tuple[tuple[Ca
     common = reference
 
     def read_whole(case: Ready) -> Case:
-        return read_case(case.row, case.lungs, case.landmarks, case.points, names, common, options)
+        return read_case(case.row, case.unpacked(), case.landmarks, case.points, names, common, options)
 
-    made = _map(or_skipped(read_whole, lambda c: c.row.name), ready, "cases", progress)
-    cases = [case for case in made if case is not None]
-    shifted = [case.name for case in cases if case.alignment == "none"]
-    if shifted and options.alignment != "none":
-        log.warning(
-            "%d of %d cases have no lung mask and are aligned by their images' centres only: %s",
-            len(shifted),
-            len(cases),
-            ", ".join(shifted),
-        )
-    values = {
+    values: dict[str, Any] = {
         "landmark_names": names[0],
         "point_names": names[1],
         "affine": reference.affine.tolist(),
         "reference": reference.name,
-        "skipped": {row.name: skipped[row.name] for row in rows if row.name in skipped},
+        "skipped": {},
     }
-    return tuple(cases), values
+
+    def cases() -> Iterator[Case]:
+        count, shifted = 0, []
+        for case in _in_order(or_skipped(read_whole, lambda c: c.row.name), ready, "cases", progress):
+            if case is not None:
+                count += 1
+                shifted += [case.name] if case.alignment == "none" else []
+                yield case
+        if shifted and options.alignment != "none":
+            log.warning(
+                "%d of %d cases have no lung mask and are aligned by their images' centres only: %s",
+                len(shifted),
+                count,
+                ", ".join(shifted),
+            )
+        values["skipped"] = {row.name: skipped[row.name] for row in rows if row.name in skipped}
+
+    return cases(), values
 
 
-def _map(function: Callable[[In], Out], items: Iterable[In], title: str, progress: bool) -> list[Out]:
-    """function over items in their order, on THREADS threads; the first error stops the rest."""
-    todo = list(items)
-    with ThreadPoolExecutor(THREADS) as pool:
-        results = pool.map(function, todo)
+def _in_order(
+    function: Callable[[In], Out], items: Sequence[In], title: str, progress: bool
+) -> Iterator[Out]:
+    """function over items in their order, on THREADS threads; the first error stops the rest.
+
+    A few results are made ahead of the consumer, not more.
+    """
+    todo = iter(items)
+    with (
+        ThreadPoolExecutor(THREADS) as pool,
+        tqdm(desc=title, total=len(items), disable=not progress, leave=False) as bar,
+    ):
         try:
-            return list(tqdm(results, title, len(todo), disable=not progress, leave=False))
+            made = deque(pool.submit(function, item) for item in islice(todo, 2 * THREADS))
+            while made:
+                yield made.popleft().result()
+                bar.update()
+                made.extend(pool.submit(function, item) for item in islice(todo, 1))
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
@@ -144,7 +170,7 @@ def _listed(names: Iterable[str]) -> str:
     return ", ".join(ordered[:12]) + (", ..." if len(ordered) > 12 else "")
 
 
-def _choose_reference(rows: list[Row], lungs: Sequence[Lungs | None], name: str) -> int:
+def _choose_reference(rows: list[Row], lungs: Sequence[PackedLungs | None], name: str) -> int:
     """The named case, or the most central training case (of those with a mask, if any).
 
     Central: the smallest sum of Wasserstein distances between lung moments; the first of equals.

@@ -7,7 +7,7 @@ mean and the spread of the training lungs, by which its grid is placed and scale
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,7 +29,7 @@ class ReferenceLungs(NamedTuple):
     sd_mm: NDArray[Any]
 
 
-def of_cases(cases: Sequence[Case], spacing_mm: Sequence[float]) -> ReferenceLungs | None:
+def of_cases(cases: Iterable[Case], spacing_mm: Sequence[float]) -> ReferenceLungs | None:
     """Averaged over the cases' masks, each lung of equal weight; None where no case has a mask."""
     grid = np.diag([*spacing_mm, 1.0])
     moments = [mask_moments(Volume(c.lungs, grid)) for c in cases if c.lungs is not None and c.lungs.any()]

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from lmreg_jax import batches
+from lmreg_jax.all_pairs import AllPairs
 
 PAIRS = [(a, b) for a in "abcde" for b in "abcde" if a != b]
 
@@ -31,6 +32,24 @@ def test_both_orders_stand_side_by_side() -> None:
         assert len(pairs) == 4 and set(pairs) <= set(PAIRS)
         assert all(pairs[i + 1] == pairs[i][::-1] for i in (0, 2))
         assert len(set(pairs)) == 4  # Ten pairs of cases: none is drawn together with its reverse.
+
+
+@pytest.mark.parametrize("count", [2, 3, 7])
+def test_all_pairs_are_as_a_list_of_them(count: int) -> None:
+    """And draws from them are, in which resumed runs trust."""
+    names = "abcdefg"[:count]
+    listed = [(a, b) for a in names for b in names if a != b]
+    pairs = AllPairs(names)
+    assert pairs == listed and len(pairs) == len(listed) and pairs[-1] == listed[-1]
+    assert pairs[1:3] == listed[1:3] and pairs != listed[1:]
+    assert pairs.without("b") == [pair for pair in listed if "b" not in pair]
+    assert list(pairs.once()) == list({frozenset(pair): pair for pair in listed}.values())
+    for step in range(5):
+        for both in (False, True):
+            one, other = (
+                batches.pairs_of_step(given, 4, step, seed=0, both_orders=both) for given in (pairs, listed)
+            )
+            assert one == other
 
 
 def test_no_pair_twice_while_there_are_enough() -> None:

@@ -1,0 +1,165 @@
+"""Peak memory of preparing, opening and reading a cohort, against the number of its cases.
+
+    python -m benchmarks.memory [--cases=100,1000] [--edge=24] [--batches=200] [--output=FOLDER]
+
+The cases are hard links to a few small scans with lung masks and landmarks. Each row is a process of
+its own. Writes memory_cases.md (default folder: benchmarks/results).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+
+DISTINCT = 8  # scans that are really written
+PACKAGES = ("numpy", "scipy", "nibabel", "jax")
+STAGES = ("imports", "prepare", "open", "batches")
+
+
+def write_cohort(root: Path, count: int, edge: int) -> None:
+    """`count` training cases of edge^3 voxels, CT in HU, two lungs, five landmarks."""
+    from lmreg_jax.volumes import Volume, write_points, write_volume
+
+    spacing = 288.0 / edge
+    affine = np.diag([spacing, spacing, spacing, 1.0])
+    mm = spacing * np.stack(np.meshgrid(*[np.arange(edge)] * 3, indexing="ij"), -1)
+    lines = ["case,split,image,lungs,landmarks"]
+    draw = np.random.default_rng(0)
+    for i in range(count):
+        files = [f"images/c{i}.nii.gz", f"lungs/c{i}.nii.gz", f"landmarks/c{i}.csv"]
+        lines.append(",".join([f"c{i}", "train", *files]))
+        if i >= DISTINCT:
+            for file in files:
+                os.link(root / file.replace(f"c{i}.", f"c{i % DISTINCT}."), root / file)
+            continue
+        shift = draw.uniform(-8, 8, 3)
+        centres = [np.array([x, 144, 144]) + shift for x in (84, 204)]
+        lungs = np.zeros((edge,) * 3, np.uint8)
+        for label, centre in enumerate(centres, 1):
+            lungs[np.sum(((mm - centre) / (45, 70, 95)) ** 2, axis=-1) < 1] = label
+        ct = np.where(lungs > 0, -850, 40) + draw.normal(0, 20, lungs.shape)
+        points = {f"p{k}": centres[k % 2] + draw.uniform(-30, 30, 3) for k in range(5)}
+        write_volume(root / files[0], Volume(ct.astype(np.int16), affine))
+        write_volume(root / files[1], Volume(lungs, affine))
+        write_points(root / files[2], points)
+    (root / "cases.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def peak_mb() -> float:
+    """The most memory that this process has held so far."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+
+
+def measure(root: Path, cache: Path, edge: int, count: int, prepared: bool) -> dict[str, list[float]]:
+    """Peak in MB and seconds after each stage; prepared: the cache holds the cohort already."""
+    from experiments.supply import Supply
+    from lmreg_jax import batches, reference_lungs
+    from lmreg_jax.cohort import read_cohort, training_pairs
+
+    found: dict[str, list[float]] = {"imports": [peak_mb(), 0.0]}
+    start = time.perf_counter()
+
+    def done(stage: str) -> None:
+        nonlocal start
+        found[stage] = [peak_mb(), time.perf_counter() - start]
+        start = time.perf_counter()
+
+    cohort = read_cohort(
+        root,
+        shape=(edge,) * 3,
+        spacing_mm=288 / edge,
+        alignment="moments",
+        cache=cache,
+        progress=False,
+    )
+    done("open" if prepared else "prepare")
+    if prepared:
+        supply, pairs = Supply(cohort, "strict"), training_pairs(cohort)
+        reference_lungs.of_cases(supply.each("train", ["lungs"]), cohort.spacing_mm)
+        for step in range(count):
+
+            def draw(usable: object, step: int = step) -> list[batches.Pair]:
+                return batches.pairs_of_step(usable, 4, step, seed=0, both_orders=True)  # type: ignore[arg-type]
+
+            supply.batch(pairs, draw, 1)
+        done("batches")
+    return found
+
+
+def in_a_process(arguments: argparse.Namespace, root: Path, prepared: bool) -> dict[str, list[float]]:
+    command = [sys.executable, "-m", "benchmarks.memory", f"--worker={root}", f"--edge={arguments.edge}"]
+    command += [f"--batches={arguments.batches}", *(["--prepared"] if prepared else [])]
+    answer = subprocess.run(command, capture_output=True, text=True, check=True, encoding="utf-8")
+    found: dict[str, list[float]] = json.loads(answer.stdout.splitlines()[-1])
+    return found
+
+
+def table(rows: dict[int, dict[str, list[float]]], edge: int) -> str:
+    """Markdown: megabytes above those after the imports."""
+    lines = [
+        f"| cases of {edge}^3 | arrays of all, prepared (MB) | prepare (MB) | open (MB) | batches (MB) |"
+        " prepare (s) | open (s) | batches (s) |",
+        "| ---: " * 8 + "|",
+    ]
+    for count, row in rows.items():
+        mb = [f"{row[stage][0] - row[stage + ' imports'][0]:.1f}" for stage in STAGES[1:]]
+        seconds = [f"{row[stage][1]:.1f}" for stage in STAGES[1:]]
+        arrays = count * edge**3 * 6 / 2**20  # float32 image, two masks of a byte
+        lines.append(f"| {count} | {arrays:.0f} | {' | '.join(mb)} | {' | '.join(seconds)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser.add_argument("--cases", default="100,1000")
+    parser.add_argument("--edge", type=int, default=24)
+    parser.add_argument("--batches", type=int, default=200)
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--prepared", action="store_true", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.worker:
+        folder = given.worker
+        answer = measure(folder, folder / "cache", given.edge, given.batches, given.prepared)
+        print(json.dumps(answer))
+        return
+    rows: dict[int, dict[str, list[float]]] = {}
+    for count in map(int, given.cases.split(",")):
+        with tempfile.TemporaryDirectory() as temporary:
+            root = Path(temporary)
+            for name in ("images", "lungs", "landmarks"):
+                (root / name).mkdir()
+            write_cohort(root, count, given.edge)
+            first, second = (in_a_process(given, root, prepared) for prepared in (False, True))
+        imports = {"prepare imports": first.pop("imports")}
+        imports |= dict.fromkeys(("open imports", "batches imports"), second.pop("imports"))
+        rows[count] = first | second | imports
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in PACKAGES)
+    text = (
+        "# Memory against the number of cases\n\n"
+        f"{table(rows, given.edge)}\n\n"
+        "Peak memory of a process, above what it held after its imports; preparing is a process of its"
+        f" own. Batches: the lungs' average over all cases, then {given.batches} batches of four pairs.\n\n"
+        f"{platform.platform()}, {os.cpu_count()} cores; Python {platform.python_version()}, {versions};"
+        f" `python -m benchmarks.memory {' '.join(sys.argv[1:])}`".rstrip()
+        + "\n"
+    )
+    given.output.mkdir(parents=True, exist_ok=True)
+    (given.output / "memory_cases.md").write_text(text, encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
