@@ -23,16 +23,21 @@ class RefinementSettings(NamedTuple):
 Settings = ElastixSettings | AntsSettings | RefinementSettings
 
 ELASTIX = {
-    "48 mm": ElastixSettings(),
+    "48 mm, bending energy 100": ElastixSettings(),
+    "48 mm, no bending energy": ElastixSettings(bending=0.0),
     "32 mm": ElastixSettings(spacing_mm=32.0),
     "64 mm": ElastixSettings(spacing_mm=64.0),
-    "bending energy 100": ElastixSettings(bending=100.0),
     "1000 iterations a level": ElastixSettings(iterations=1000),
-    "samples from the lungs and 20 mm around": ElastixSettings(mask_mm=20.0),
 }
 ANTS = {
-    "CC, radius 2": AntsSettings(),
-    "mutual information": AntsSettings(metric="Mattes", metric_option=32),
+    "mutual information, updates smoothed by 28 mm": AntsSettings(),
+    "mutual information, 20 mm": AntsSettings(flow_mm=20.0),
+    "mutual information, 36 mm": AntsSettings(flow_mm=36.0),
+    "local correlation of radius 2, 12 mm": AntsSettings(metric="CC", metric_option=2, flow_mm=12.0),
 }
-REFINEMENT = {f"{steps} steps": RefinementSettings(steps) for steps in (100, 50, 200)}
+REFINEMENT = {
+    "100 steps, image sigma 0.05": RefinementSettings(),
+    "100 steps, image sigma 0.03": RefinementSettings(image_sigma=0.03),
+    "200 steps, image sigma 0.03": RefinementSettings(200, 0.03),
+}
 CANDIDATES: dict[str, Mapping[str, Settings]] = {"elastix": ELASTIX, "ants": ANTS, "refined": REFINEMENT}

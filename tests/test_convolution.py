@@ -60,6 +60,17 @@ def test_both_gradients_are_those_of_the_plain_one(shape: tuple[int, ...], strid
             np.testing.assert_allclose(ours, theirs, atol=EXACT, err_msg=name)
 
 
+@pytest.mark.parametrize("shape", [*SHAPES, (2, 1, 1)])
+def test_fewer_products_give_the_same(shape: tuple[int, ...]) -> None:
+    features, kernel, cotangent = arrays(shape, 1)
+    expected, pull = jax.vjp(convolution.convolve_plain, features, kernel)
+    found, own_pull = jax.vjp(jax.jit(convolution.convolve_winograd), features, kernel)
+    np.testing.assert_allclose(found, expected, atol=EXACT)
+    np.testing.assert_allclose(found, numerics.convolve(features, kernel, 1), atol=EXACT)
+    for ours, theirs in zip(own_pull(cotangent), pull(cotangent), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=EXACT)
+
+
 def test_even_sizes_at_stride_two_are_padded_behind_only() -> None:
     """TensorFlow's rule, by which the imported weights were made: the first window starts at 0."""
     features = jnp.arange(4.0).reshape(1, 4, 1, 1, 1)
@@ -71,6 +82,7 @@ def test_even_sizes_at_stride_two_are_padded_behind_only() -> None:
 
 def test_the_same_answer_in_float32_and_under_vmap() -> None:
     features, kernel, _ = (jnp.float32(a) for a in arrays((4, 6, 8), 1))
+    kernel = jnp.tile(kernel, 6)  # enough features for every way to be taken
     expected = convolution.convolve_plain(features, kernel)
     found = jax.jit(jax.vmap(lambda f: convolution.convolve(f[None], kernel)[0]))(features)
     assert found.dtype == jnp.float32
