@@ -50,6 +50,7 @@ def run(root: Path, folder: Path, workdir: Path, changes: dict[str, Any]) -> Non
     config = settings(root, folder)
     config.train.steps = STEPS
     config.train.pairs_per_batch = 2
+    config.train.validate_every = 6
     for name, value in changes.items():
         config.train[name] = value
     program.train(config, workdir, evaluate=False)
@@ -63,7 +64,10 @@ class Runs:
         self.root = tiny_cohort.write_cohort(folder / "cohort", splits)
         self.folder = folder
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["experiments.train", "tests.tiny_training"])
+        # The last two a run would import by itself, later: seconds in each start.
+        self._context.set_forkserver_preload(
+            ["experiments.train", "tests.tiny_training", "tensorboardX", "matplotlib.figure"]
+        )
         self._started: list[Any] = []
 
     def start(self, workdir: Path, **changes: Any) -> Any:
@@ -125,7 +129,7 @@ def logged(workdir: Path) -> int:
 def moment(kind: int, process: Any, workdir: Path, chance: random.Random) -> bool:
     """Waits for a random moment: of the start, between steps, or within a checkpoint's writing."""
     if kind == 0:
-        time.sleep(chance.uniform(0, 3))
+        time.sleep(chance.uniform(0, 2))
     elif kind == 1:
         seen = logged(workdir)
         if not wait(process, lambda: logged(workdir) != seen):
