@@ -130,7 +130,9 @@ def learned(name: str, register: Registrar, folder: Path) -> Method:
 
 def refined(register: Registrar, settings: RefinementSettings, folder: Path) -> Method:
     """The network's velocity, then instance optimisation: on the pair's two images, no landmarks."""
-    objective = configuration.objective(register.config)._replace(image_sigma=settings.image_sigma)
+    objective = configuration.objective(register.config)._replace(
+        image_sigma=settings.image_sigma, precision=settings.precision
+    )
     optimise = partial(
         refinement.refine, objective=objective, steps=settings.steps, learning_rate=settings.learning_rate
     )

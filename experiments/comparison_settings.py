@@ -16,7 +16,8 @@ class RefinementSettings(NamedTuple):
     """Steps of Adam on the pair's own velocity, started from the network's."""
 
     steps: int = 100
-    image_sigma: float = 0.05  # of the image term; the prior is the training's
+    image_sigma: float = 0.05  # of the image term
+    precision: float = 100.0  # lambda of the prior
     learning_rate: float = 0.1  # field voxels a step
 
 
@@ -38,6 +39,7 @@ ANTS = {
 REFINEMENT = {
     "100 steps, image sigma 0.05": RefinementSettings(),
     "100 steps, image sigma 0.03": RefinementSettings(image_sigma=0.03),
-    "200 steps, image sigma 0.03": RefinementSettings(200, 0.03),
+    "100 steps, image sigma 0.03, lambda 10": RefinementSettings(image_sigma=0.03, precision=10.0),
+    "200 steps, image sigma 0.02": RefinementSettings(200, 0.02),
 }
 CANDIDATES: dict[str, Mapping[str, Settings]] = {"elastix": ELASTIX, "ants": ANTS, "refined": REFINEMENT}
