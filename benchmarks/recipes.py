@@ -33,7 +33,7 @@ BATCH: dict[str, Any] = {
 FAST = {**BATCH, "train.learning_rate": 3e-3}
 NORMALISED = {**FAST, "model.normalisation": "instance"}
 SOFTER = {**NORMALISED, "objective.image_sigma": 0.05}
-WEIGHTED = {**SOFTER, "objective.landmark_weight": 5.0}
+WEIGHTED = {**SOFTER, "objective.landmark_weight": 3.0}
 AUGMENTED = {
     "augment.rotation_deg": 4.0,
     "augment.scale": 0.05,
@@ -51,8 +51,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     "+ lr 3e-3": FAST,
     "+ instance normalisation": NORMALISED,
     "+ image sigma 0.05": SOFTER,
-    "+ landmark weight 5 (the default)": DEFAULT,
-    "default, landmark weight 3": {**DEFAULT, "objective.landmark_weight": 3.0},
+    "+ landmark weight 3 (the default)": DEFAULT,
+    "default, landmark weight 5": {**DEFAULT, "objective.landmark_weight": 5.0},
     "default, landmark weight 10": {**DEFAULT, "objective.landmark_weight": 10.0},
     "default, augmented, one change for both images": {**DEFAULT, **AUGMENTED},
     "default, augmented, each image by itself": {**DEFAULT, **AUGMENTED, "augment.shared": False},
