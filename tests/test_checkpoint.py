@@ -105,18 +105,20 @@ def damage(folder: Path, how: str) -> None:
         for name in ("d", "ocdbt.process_0"):
             for path in folder.rglob(name):
                 shutil.rmtree(path)
-    elif how == "bit flipped":
-        # Found by its content: the folder layout is orbax's own affair.
+    elif how == "bits flipped":
+        # Found by its content: the folder layout is orbax's own affair, and so is which of a file's
+        # bytes are ever read again, so that one bit in every hundred bytes is changed.
         path = max((p for p in files if p.parent.name == "d"), key=lambda p: p.stat().st_size)
         content = bytearray(path.read_bytes())
-        content[len(content) // 2] ^= 1
+        for position in range(len(content) // 2 % 100, len(content), 100):
+            content[position] ^= 1
         path.write_bytes(bytes(content))
     else:
         for path in files:
             path.write_bytes(path.read_bytes()[: 0 if how == "emptied" else 10])
 
 
-DAMAGES = ("emptied", "cut", "arrays gone", "bit flipped")
+DAMAGES = ("emptied", "cut", "arrays gone", "bits flipped")
 # orbax leaves a thread behind where a file that it reads is gone.
 leaves_threads = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
