@@ -69,7 +69,8 @@ def run(name: str, values: dict[str, Any], steps: int, workdir: Path) -> dict[st
     config.data.validation = VALIDATION
     for key, value in values.items():
         section, item = key.split(".")
-        config[section][item] = value
+        if item != "coarse_steps":  # a share of the steps, below
+            config[section][item] = value
     config.train.steps = steps * (4 // config.train.pairs_per_batch)
     if values.get("train.coarse_steps"):
         config.train.coarse_steps = int(values["train.coarse_steps"] * config.train.steps)

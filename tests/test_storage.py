@@ -16,7 +16,7 @@ from lmreg_jax.transforms import transform_points
 pytestmark = pytest.mark.slow
 
 EXTENT = (420.0, 340.0, 420.0)  # mm: the whole body and air around it, also when turned
-PLAIN = ((0.0, 0.0, 0.0), (2.5, 2.5, 2.5))
+PLAIN = ((0.0, 0.0, 0.0), (3.0, 3.0, 3.0))
 
 
 def inside(points: np.ndarray, centre: Any, axes: Any) -> np.ndarray:
@@ -64,7 +64,7 @@ def registered(fixed: Path, moving: Path, points: np.ndarray) -> np.ndarray:
     """Where the points of the fixed scan go, RAS mm."""
     model = pair_registration.load_model(model_files.DEFAULT)
     found = pair_registration.register_sides(
-        read_side(fixed), read_side(moving), model, refine=10, affine="moments"
+        read_side(fixed), read_side(moving), model, affine="moments"
     )
     return transform_points(found.forward, points)
 
@@ -84,13 +84,12 @@ def expected(tmp_path_factory: pytest.TempPathFactory, points: np.ndarray) -> np
     return there
 
 
-# Largest and 95th percentile of the difference, mm. The same voxels in another order give the same.
-# Other voxels see the lungs' surface elsewhere: the threshold finds it within a few hundredths of mm.
+# 95th percentile and largest difference, mm. The same voxels in another order give the same; other
+# voxels see the lungs' surface elsewhere, and the threshold finds it within some hundredths of a mm.
 CASES = {
     "other orientations": ((PLAIN, "LPS"), (PLAIN, "SAR"), 1e-3, 1e-3),
-    "a third orientation": ((PLAIN, "PIL"), (PLAIN, "ARS"), 1e-3, 1e-3),
-    "other voxels": ((((0, 0, 0), (2, 2, 3)), "RAS"), (((0, 0, 0), (1.8, 1.8, 2.5)), "LPS"), 0.3, 0.1),
-    "oblique": ((((8, -5, 12), (2.5, 2.5, 2.5)), "RAS"), (((-6, 9, 5), (2.5, 2.5, 2.5)), "PIR"), 0.3, 0.1),
+    "smaller voxels": ((((0, 0, 0), (2.5, 2.5, 2.5)), "PIL"), (PLAIN, "RAS"), 0.15, 0.5),
+    "oblique": ((((8, -5, 12), (3, 3, 3)), "RAS"), (((-6, 9, 5), (3, 3, 3)), "PIR"), 0.15, 0.5),
 }
 
 
@@ -98,7 +97,7 @@ CASES = {
 def test_the_storage_does_not_move_the_body(
     name: str, tmp_path: Path, points: np.ndarray, expected: np.ndarray
 ) -> None:
-    fixed, moving, largest, usual = CASES[name]
+    fixed, moving, usual, largest = CASES[name]
     there = registered(
         stored(tmp_path / "f.nii.gz", 0, *fixed), stored(tmp_path / "m.nii.gz", 1, *moving), points
     )
