@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.speed_worker import ITEMS
+from experiments import provenance
 from lmreg_jax.volumes import replacing
 
 TITLES = {
@@ -75,22 +76,13 @@ def ceiling() -> dict[str, float]:
 
 def environment() -> dict[str, Any]:
     """Hardware, versions, commit and command."""
-    processor = platform.processor() or platform.machine()
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        processor = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        pass
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, encoding="utf-8"
-    )
     packages = ("jax", "jaxlib", "flax", "optax", "torch")
     return {
-        "processor": processor,
+        "processor": provenance.processor(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
         "versions": {name: metadata.version(name) for name in packages},
-        "commit": commit.stdout.strip(),
+        "commit": provenance.git_commit(Path(__file__).parents[1]),
         "command": "python -m benchmarks.speed " + " ".join(sys.argv[1:]),
         "load_at_start": os.getloadavg()[0],
         "ceiling": ceiling(),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import platform
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -167,24 +166,13 @@ def circumstances(config: ConfigDict, cohort: Cohort) -> dict[str, Any]:
             facts["packages"][baselines.PACKAGES[name]] = baselines.version(name)
     command = " ".join(["python -m experiments.compare", *map(shlex.quote, sys.argv[1:])])
     cohort_facts = {"alignment": cohort.alignment, "reference": cohort.reference}
-    return facts | cohort_facts | {"command": command, "processor": processor()}
+    return facts | cohort_facts | {"command": command, "processor": provenance.processor()}
 
 
 def machine(facts: Mapping[str, Any]) -> str:
     """Processor, cores, and the devices that JAX used."""
     devices = ", ".join(f"{count} x {kind}" for kind, count in facts["devices"].items() if kind != "cpu")
     return f"{facts['processor']}, {facts['processors']} cores" + (f"; {devices}" if devices else "")
-
-
-def processor() -> str:
-    """The processor's name as Linux tells it, else what Python knows."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
 
 
 def as_json(results: Sequence[Result]) -> dict[str, Any]:

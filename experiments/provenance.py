@@ -86,6 +86,17 @@ def current(config: ConfigDict) -> dict[str, Any]:
     }
 
 
+def processor() -> str:
+    """The processor's name as Linux tells it, else what Python knows."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
 def git_commit(folder: Path) -> str | None:
     """The commit checked out in `folder`, "+changes" where files differ from it; None without git."""
     if not (folder / ".git").exists():  # An installed package may lie inside somebody else's repository.

@@ -63,9 +63,7 @@ def stored(path: Path, subject: float, how: tuple[Any, Any], code: str = "RAS") 
 def registered(fixed: Path, moving: Path, points: np.ndarray) -> np.ndarray:
     """Where the points of the fixed scan go, RAS mm."""
     model = pair_registration.load_model(model_files.DEFAULT)
-    found = pair_registration.register_sides(
-        read_side(fixed), read_side(moving), model, affine="moments"
-    )
+    found = pair_registration.register_sides(read_side(fixed), read_side(moving), model, affine="moments")
     return transform_points(found.forward, points)
 
 
