@@ -20,6 +20,7 @@ ELASTIX_MODULE = "itkElastixRegistrationMethodPython.py"
 ELASTIX_MM = 3.0  # an affine map has 12 numbers: finer images make it slower, not better
 ELASTIX_SCHEDULE = (4, 2, 1)  # coarse to fine, in voxels of ELASTIX_MM
 ONE_AT_A_TIME = threading.Lock()  # elastix keeps global state, and uses two cores by itself
+AXIS_PAIRS = ((0, 1), (0, 2), (1, 2))
 WORST_LOSS = 0.05  # of lung Dice: elastix also sees ribs and skin, so a little may be right
 MARGIN_MM = 20.0  # the chest wall, ribs included
 ELASTIX_SETTINGS = {
@@ -46,18 +47,36 @@ def mask_moments(mask: Volume) -> Moments:
     Left (1) and right (2) lung count alike, whatever they hold: a raised diaphragm or a collapsed
     lobe on one side must not pull the whole body over.
     """
-    index = np.argwhere(mask.data)
-    if len(index) < 4:
-        raise InputError(f"the mask has {len(index)} voxels; no moments can be taken of so few")
-    labels = mask.data[tuple(index.T)].astype(np.int64)
-    counts = np.bincount(labels)
+    box = _box_of(mask.data)
+    labels = mask.data[box]
+    counts = np.bincount(labels.ravel()) if labels.dtype.kind in "iu" else np.zeros(0)
+    if np.count_nonzero(labels) < 4:
+        raise InputError(f"the mask has {np.count_nonzero(labels)} voxels; no moments can be taken of so few")
     sided = len(counts) == 3 and counts[1] > 0
-    weights = 1.0 / counts[labels] if sided else np.ones(len(index))
-    mean = np.average(index, axis=0, weights=weights)
+    planes = {pair: np.zeros([labels.shape[a] for a in pair]) for pair in AXIS_PAIRS}
+    for part in [labels == 1, labels == 2] if sided else [labels != 0]:
+        for pair, summed in planes.items():
+            along = np.sum(part, axis=3 - sum(pair), dtype=np.float64)
+            summed += along / along.sum()
+    mean, second = np.zeros(3), np.zeros((3, 3))
+    index = [part.start + np.arange(n, dtype=np.float64) for part, n in zip(box, labels.shape, strict=True)]
+    for (one, other), summed in planes.items():
+        weight = summed / summed.sum()
+        mean[one], mean[other] = weight.sum(1) @ index[one], weight.sum(0) @ index[other]
+        from_mean = index[one] - mean[one], index[other] - mean[other]
+        second[one, other] = second[other, one] = from_mean[0] @ weight @ from_mean[1]
+        second[one, one] = weight.sum(1) @ from_mean[0] ** 2
+        second[other, other] = weight.sum(0) @ from_mean[1] ** 2
     linear = mask.affine[:3, :3]
     # Each voxel is a box, not a point: its own spread (edge^2 / 12) keeps a thin mask regular.
-    covariance = np.cov(index.T, aweights=weights, bias=True) + np.eye(3) / 12
+    covariance = second + np.eye(3) / 12
     return Moments(apply_affine(mask.affine, mean), linear @ covariance @ linear.T)
+
+
+def _box_of(mask: Array) -> tuple[slice, ...]:
+    """The box of the non-zero voxels; all where there is none."""
+    found = ndimage.find_objects((mask != 0).astype(np.uint8))
+    return found[0] if found else tuple(slice(0, n) for n in mask.shape)
 
 
 def transport(fixed: Moments, moving: Moments) -> Array:
@@ -169,7 +188,8 @@ def _grid_around(fixed: Volume, mask: Volume | None) -> tuple[tuple[int, int, in
     margin = 0.0
     if mask is not None:
         mm, margin = apply_affine(mask.affine, np.argwhere(mask.data)), 2 * MARGIN_MM
-    low, high = mm.min(0) - margin, mm.max(0) + margin
+    # Whole multiples of its voxels, so that the grid hardly depends on the voxels of the scan.
+    low, high = (ELASTIX_MM * np.round(mm / ELASTIX_MM) for mm in (mm.min(0) - margin, mm.max(0) + margin))
     x, y, z = np.maximum(np.ceil((high - low) / ELASTIX_MM).astype(int) + 1, 16)
     affine = np.diag([ELASTIX_MM, ELASTIX_MM, ELASTIX_MM, 1.0])
     affine[:3, 3] = low

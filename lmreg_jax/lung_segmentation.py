@@ -65,13 +65,19 @@ def _working_scan(volume: Volume) -> Volume:
 
 
 def _on_grid_of(volume: Volume, labels: Volume) -> Volume:
-    """Labels back on the scan's grid; each one interpolated, so that its surface stays smooth."""
+    """Labels back on the scan's grid: each one interpolated, its surface where the scan's own HU has it.
+
+    Cutting at one half instead would shrink lungs by a quarter of a voxel wherever a voxel lies just
+    between two coarser ones: by 2 % in a scan of 1 mm.
+    """
     if volume.data.shape == labels.data.shape and np.allclose(volume.affine, labels.affine):
         return Volume(labels.data, volume.affine)
     out = np.zeros(volume.data.shape, np.uint8)
+    air = volume.data < AIR_HU
     for label in (LEFT, RIGHT):
         one = Volume((labels.data == label).astype(np.float32), labels.affine)
-        out[resample(one, out.shape, volume.affine, fill=0.0) > 0.5] = label
+        share = resample(one, out.shape, volume.affine, fill=0.0)
+        out[(share > 0.75) | (share > 0.25) & air] = label
     return Volume(out, volume.affine)
 
 

@@ -120,7 +120,7 @@ def register_sides(
         frame = pair.finer(frame, pair.REFINE_MM)
         field, outcome = pair.refined(on_frame, frame, field, objective, refine, progress)
     say("integration")
-    forward, inverse = pair.transforms_of(field, found.pull)
+    forward, inverse = pair.transforms_of(field, found.pull, lung_points(fixed.lungs))
     sd = pair.uncertainty(field)
     return Registered(forward, inverse, found, network, sd, outcome, frame, method, tuple(notes))
 

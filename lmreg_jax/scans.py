@@ -17,6 +17,7 @@ from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 from numpy.typing import DTypeLike, NDArray
 
 from lmreg_jax.errors import InputError
+from lmreg_jax.nifti_stream import NIFTI
 from lmreg_jax.tables import reason
 from lmreg_jax.volumes import (
     MAX_VOXELS,
@@ -32,7 +33,6 @@ Array = NDArray[Any]
 
 RAS_ORIENTATION = np.array([[0, 1], [1, 1], [2, 1]])
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # RAS mm <-> LPS mm: x and y change sign
-NIFTI = (".nii", ".nii.gz")
 ITK_IMAGES = (".mha", ".mhd", ".nrrd", ".nhdr")
 HEADER_BYTES, HEADER_LINE = 2**20, 4000  # of NRRD's text header: where it is looked for, its longest line
 SERIES_MARK = "::"  # FOLDER::SERIES_UID names one of several DICOM series

@@ -7,30 +7,26 @@ displacement field (.nii.gz, .mha, .nrrd) holds T(x) - x at the voxels of one gr
 from __future__ import annotations
 
 import os
-import struct
 import subprocess
 import sys
-import zlib
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
 from lmreg_jax.errors import InputError
+from lmreg_jax.nifti_stream import NIFTI, header_of, write_nifti
 from lmreg_jax.scans import (
     ITK_IMAGES,
     LPS,
-    NIFTI,
     check_text_header,
     itk_affine,
     itk_reason,
     simpleitk,
 )
-from lmreg_jax.slabs import THREADS
 from lmreg_jax.tables import reason, replacing
 from lmreg_jax.transforms import Transform, affine_transform, displacement_component
 from lmreg_jax.volumes import DAMAGE
@@ -43,7 +39,6 @@ WRITTEN = (".h5", ".hdf5", ".tfm")
 PRECISION = 1024  # dense fields are rounded to 1/1024 mm: the zeros compress, nobody misses the rest
 VECTOR, DISPLACEMENT = 1007, 1006  # NIfTI intents; ITK takes the first as LPS, the second as RAS
 SIGNS = LPS.diagonal()[:3]
-GZIP_HEADER = b"\x1f\x8b\x08" + bytes(7)
 
 
 def write_displacement(
@@ -54,31 +49,15 @@ def write_displacement(
     affine: voxel of that grid -> fixed RAS mm. Slab by slab, under a temporary name, then renamed.
     Beyond its grid such a file says nothing (ITK: no motion); `write_itk` loses nothing.
     """
-    path = Path(path)
-    if not path.name.endswith(NIFTI):
-        raise InputError(f"{path}: displacement fields are written as .nii or .nii.gz")
-    header = nib.Nifti1Header()
-    header.set_data_shape((*(int(n) for n in shape), 1, 3))
-    header.set_data_dtype(np.float32)
+    header = header_of(affine, (*shape, 1, 3), np.float32)
     header.set_intent(VECTOR)
-    header.set_sform(affine, code=1)
-    header.set_qform(affine, code=1)
-    header.set_xyzt_units("mm")
-    header.set_slope_inter(1, 0)
-    header["magic"], header["vox_offset"] = b"n+1", 352
 
-    def parts() -> Iterable[bytes]:
-        yield header.binaryblock + bytes(4)
+    def parts() -> Iterable[Array]:
         for c in range(3):  # NIfTI stores one component after the other
             for slab in displacement_component(transform, shape, affine, c):
-                rounded = np.rint(slab * (SIGNS[c] * PRECISION)) / PRECISION
-                yield rounded.astype("<f4").tobytes(order="F")
+                yield np.rint(slab * (SIGNS[c] * PRECISION)) / PRECISION
 
-    with replacing(path) as temporary, open(temporary, "wb") as file:
-        if path.name.endswith(".gz"):
-            _write_gzip(file, parts())
-        else:
-            file.writelines(parts())
+    write_nifti(path, header, parts())
 
 
 def write_itk(path: str | os.PathLike[str], transform: Transform) -> None:
@@ -246,34 +225,3 @@ def _read_nifti_field(path: Path) -> Transform:
     signs = SIGNS if intent == VECTOR else np.ones(3)
     grid = np.array(image.affine, np.float64)
     return Transform(np.eye(4), vectors * signs.astype(np.float32), grid, np.eye(4))
-
-
-def _write_gzip(file: BinaryIO, parts: Iterable[bytes]) -> None:
-    """One gzip stream of all parts, each deflated by a thread: this, not the disk, takes the time.
-
-    Deflate blocks that end on a full flush know nothing of each other and can simply be joined.
-    """
-
-    def deflate(part: bytes) -> tuple[bytes, bytes]:
-        packer = zlib.compressobj(1, zlib.DEFLATED, -zlib.MAX_WBITS)
-        return packer.compress(part) + packer.flush(zlib.Z_FULL_FLUSH), part
-
-    check = size = 0
-    file.write(GZIP_HEADER)
-    with ThreadPoolExecutor(THREADS) as pool:
-        for group in _groups(parts, THREADS):
-            for packed, part in pool.map(deflate, group):
-                file.write(packed)
-                check, size = zlib.crc32(part, check), size + len(part)
-    file.write(zlib.compressobj(1, zlib.DEFLATED, -zlib.MAX_WBITS).flush())
-    file.write(struct.pack("<LL", check, size % 2**32))
-
-
-def _groups(parts: Iterable[bytes], size: int) -> Iterable[list[bytes]]:
-    group: list[bytes] = []
-    for part in parts:
-        group.append(part)
-        if len(group) == size:
-            yield group
-            group = []
-    yield group

@@ -23,6 +23,7 @@ from nibabel.spatialimages import HeaderDataError
 from numpy.typing import DTypeLike, NDArray
 from scipy import ndimage
 
+from lmreg_jax import nifti_stream
 from lmreg_jax.errors import InputError
 from lmreg_jax.tables import read_points, read_table, reason, replacing, write_points
 
@@ -212,23 +213,15 @@ def write_volume(path: str | os.PathLike[str], volume: Volume, dtype: DTypeLike 
     An integer `dtype` rounds and clips. Without one, types that NIfTI programs do not all read are
     narrowed (bool to uint8, int64 to int32, float64 and float16 to float32).
     """
-    path = Path(path)
-    if not path.name.endswith((".nii", ".nii.gz")):
-        raise InputError(f"{path}: images are written as .nii or .nii.gz")
     data = np.asarray(volume.data)
     narrow = {"b": np.uint8, "f": np.float32, "i": np.int32, "u": np.uint32}
     common = data.dtype in (np.uint8, np.int16, np.uint16, np.int32, np.float32)
     target = np.dtype(dtype or (data.dtype if common else narrow[data.dtype.kind]))
+    parts = nifti_stream.in_parts(data)
     if target.kind in "iu" and data.dtype != target and data.dtype.kind != "b":
         limits = np.iinfo(target.name)
-        data = np.clip(np.rint(data), limits.min, limits.max)
-    image = nib.Nifti1Image(data.astype(target, copy=False), volume.affine)
-    # Both forms: ITK reads the qform, most others the sform.
-    image.set_qform(volume.affine, code=1)
-    image.set_sform(volume.affine, code=1)
-    image.header.set_xyzt_units("mm")
-    with replacing(path) as temporary:
-        nib.save(image, temporary)
+        parts = (np.clip(np.rint(part), limits.min, limits.max) for part in parts)
+    nifti_stream.write_nifti(path, nifti_stream.header_of(volume.affine, data.shape, target), parts)
 
 
 def resample(

@@ -90,6 +90,18 @@ def test_transforms_end_softly_and_do_not_fold() -> None:
     assert np.percentile(np.linalg.norm(back - points, axis=1), 95) < 0.2
 
 
+@pytest.mark.parametrize(("sd_mm", "edges_mm"), [(2.0, 4.0), (40.0, 8 / 3)])
+def test_a_rough_velocity_gets_a_finer_grid_so_that_the_inverse_holds(sd_mm: float, edges_mm: float) -> None:
+    rng = np.random.default_rng(2)
+    velocity = np.asarray(refinement.smooth(rng.normal(0, sd_mm, (14, 14, 14, 3)).astype(np.float32), 4))
+    field = pair.Field(velocity, np.diag([8.0, 8.0, 8.0, 1.0]))
+    points = rng.uniform(16, 88, (2000, 3))
+    forward, inverse = pair.transforms_of(field, np.eye(4), points)
+    np.testing.assert_allclose(forward.grid.diagonal()[:3], edges_mm)
+    gap = np.linalg.norm(transform_points(inverse, transform_points(forward, points)) - points, axis=1)
+    assert np.percentile(gap, 95) < 0.2
+
+
 def test_uncertainty_of_a_constant_variance() -> None:
     shape = (12, 12, 12)
     field = pair.Field(

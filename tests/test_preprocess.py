@@ -19,6 +19,7 @@ from lmreg_jax.preprocess import (
 )
 from lmreg_jax.volumes import Volume, apply_affine, read_volume, resample
 from tests.shared_data import shared
+from tests.spaces import ct, grid
 from tests.tiny_cohort import GRID, SHAPE, random_pull, subject
 
 needs_elastix = pytest.mark.skipif(
@@ -258,3 +259,14 @@ def test_a_narrow_field_of_view_that_cuts_the_lungs_keeps_them():
     for label in (1, 2):  # the trachea is lost there, so that the sides part less exactly
         assert dice(cut.data == label, whole[27:218] == label) > 0.92
     assert any("sides" in warning for warning in lung_report(cut).warnings)
+
+
+@pytest.mark.parametrize("edge", [1.0, 1.5, 2.0])
+def test_segmented_lungs_hold_the_same_litres_at_any_voxel_size(edge: float) -> None:
+    """Two ellipsoids of 36 x 55 x 85 mm half axes, in scans that are segmented on 2 mm."""
+    sizes = [int(n / edge) for n in (240, 200, 320)]
+    lungs = segment_lungs(ct((sizes[0], sizes[1], sizes[2]), grid(sizes, (edge,) * 3)))
+    litres = 4 / 3 * np.pi * 36 * 55 * 85 / 1e6
+    for label in (1, 2):
+        found = np.count_nonzero(lungs.data == label) * edge**3 / 1e6
+        assert found == pytest.approx(litres, rel=0.005)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import gzip
 import multiprocessing
 import os
 import shutil
@@ -13,13 +12,11 @@ from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
 
-import nibabel as nib
-import numpy as np
-from numpy.typing import NDArray
 from tqdm import tqdm
 
 from lmreg_jax.errors import InputError
 from lmreg_jax.phantom.scan import thorax
+from lmreg_jax.volumes import Volume, write_volume
 
 FOLDERS = ("images", "lungs", "lobes", "landmarks", "points")
 
@@ -106,20 +103,12 @@ def _name(index: int) -> str:
 def _write_case(index: int, *, work: Path, seed: int, shape: tuple[int, int, int], spacing_mm: float) -> None:
     made = thorax(index, seed=seed, shape=shape, spacing_mm=spacing_mm)
     for folder, data in (("images", made.image), ("lungs", made.lungs), ("lobes", made.lobes)):
-        _write_nifti(work / folder / f"{_name(index)}.nii.gz", data, made.affine)
+        write_volume(work / folder / f"{_name(index)}.nii.gz", Volume(data, made.affine))
     for folder, points in (("landmarks", made.landmarks), ("points", made.points)):
         with open(work / folder / f"{_name(index)}.csv", "w", newline="", encoding="utf-8") as file:
             table = csv.writer(file, lineterminator="\n")
             table.writerow(("name", "x", "y", "z"))
             table.writerows((name, *(f"{value:.4f}" for value in place)) for name, place in points.items())
-
-
-def _write_nifti(path: Path, data: NDArray[np.generic], affine: NDArray[np.float64]) -> None:
-    """NIfTI-1 with a gzip header free of name and time, so that equal data are equal bytes."""
-    image = nib.Nifti1Image(data, affine)
-    image.header.set_xyzt_units("mm")
-    with open(path, "wb") as raw, gzip.GzipFile("", "wb", 1, raw, mtime=0) as file:
-        file.write(image.to_bytes())
 
 
 def _write_table(path: Path, cases: int, test: int) -> None:
