@@ -263,7 +263,7 @@ def test_no_memory_and_no_disk_are_said(
     monkeypatch.setattr("lmreg_jax.transforms.warp_image", fail(MemoryError()))
     assert "out of memory" in refused(capsys, **options, output=folder / "o.nii.gz")
     monkeypatch.undo()
-    monkeypatch.setattr(nib, "save", fail(OSError(28, "No space left on device")))
+    monkeypatch.setattr("lmreg_jax.nifti_stream._write_gzip", fail(OSError(28, "No space left on device")))
     assert "No space left" in refused(capsys, **options, output=folder / "o.nii.gz")
     assert not folder.exists() or list(folder.iterdir()) == []
 
