@@ -11,6 +11,8 @@ os.environ["XLA_FLAGS"] = " ".join(
     [
         "--xla_force_host_platform_device_count=4",
         "--xla_backend_optimization_level=0",
+        # Four devices on two busy cores wait for each other: after 40 s XLA would abort the process.
+        "--xla_cpu_collective_call_terminate_timeout_seconds=600",
         os.environ.get("XLA_FLAGS", ""),
     ]
 )
