@@ -106,13 +106,13 @@ def damage(folder: Path, how: str) -> None:
             for path in folder.rglob(name):
                 shutil.rmtree(path)
     elif how == "bits flipped":
-        # Found by its content: the folder layout is orbax's own affair, and so is which of a file's
-        # bytes are ever read again, so that one bit in every hundred bytes is changed.
-        path = max((p for p in files if p.parent.name == "d"), key=lambda p: p.stat().st_size)
-        content = bytearray(path.read_bytes())
-        for position in range(len(content) // 2 % 100, len(content), 100):
-            content[position] ^= 1
-        path.write_bytes(bytes(content))
+        # Which of the files with arrays, and which of their bytes, are ever read again is orbax's own
+        # affair: so one bit in every hundred bytes of all of them is changed.
+        for path in (p for p in files if p.parent.name == "d"):
+            content = bytearray(path.read_bytes())
+            for position in range(len(content) // 2 % 100, len(content), 100):
+                content[position] ^= 1
+            path.write_bytes(bytes(content))
     else:
         for path in files:
             path.write_bytes(path.read_bytes()[: 0 if how == "emptied" else 10])
