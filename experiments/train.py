@@ -229,8 +229,10 @@ def story(
                         validate(done)
                 team.meet("validated")
             stopping = team.any(stop.asked)
-            # After the validation: a run that is cut off in between repeats it.
-            if stopping or (not skipped and due(done, config.train.checkpoint_every)):
+            # After the validation: a run that is cut off in between repeats it. Not within a series of
+            # skipped steps, which may have a cause that is mended; but at the end nothing may be lost.
+            sound = not skipped or done == config.train.steps
+            if stopping or (sound and due(done, config.train.checkpoint_every)):
                 if team.lead:
                     checkpoint.save(latest, done, unreplicate(state))
                 team.meet("saved")

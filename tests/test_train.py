@@ -193,6 +193,26 @@ def test_a_loss_that_stays_nan_stops_and_keeps_the_last_good_state(
         np.testing.assert_array_equal(one, other)
 
 
+def test_what_was_learnt_is_kept_where_the_last_step_is_not_applied(
+    config: ConfigDict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run ends with status 0, so all its steps must be in the checkpoint, and none be done again."""
+    original = batches.prefetch
+
+    def spoilt(make: Any, steps: range, ahead: int = 2) -> Iterator[Any]:
+        for step, (pairs, batch) in original(make, steps, ahead):
+            last = step == STEPS - 1
+            yield step, (pairs, batch._replace(moving=np.full_like(batch.moving, np.nan)) if last else batch)
+
+    monkeypatch.setattr(batches, "prefetch", spoilt)
+    program.train(config, tmp_path / "run", evaluate=False)
+    step, arrays = saved_state(tmp_path / "run")
+    assert step == STEPS and all(np.isfinite(a).all() for a in arrays)
+    with checkpoint.store(tmp_path / "run", checkpoint.LATEST, 2) as store:
+        kernels = [store.load(s)["state"]["params"]["params"]["mean"]["kernel"] for s in (2, STEPS)]
+    assert np.abs(kernels[1] - kernels[0]).max() > 0  # Step 3 was applied.
+
+
 def test_a_folder_of_another_config_is_refused_by_the_names_that_differ(
     finished: Path, config: ConfigDict
 ) -> None:
