@@ -134,6 +134,7 @@ def story(
             objective=configuration.objective(config, factor),
             optimiser=optimiser,
             augment=configuration.augment(config, factor),
+            passes=config.model.passes,
         )
         for factor in {1, config.train.coarse_factor}
     }

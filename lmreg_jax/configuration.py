@@ -31,6 +31,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "model.field_stride": (1, 2, 4),
     "model.normalisation": ("none", "instance"),
     "model.dtype": ("float32", "bfloat16"),
+    "model.inputs": ("images", "forces"),
     "objective.reading": prior.READINGS,
     "objective.image": tuple(IMAGE_TERMS),
     "objective.landmark_unit": ("voxel", "mm"),
@@ -56,6 +57,7 @@ POSITIVE = (
     "train.max_skipped",
     "model.final",
     "model.head_scale",
+    "model.passes",
 )
 NOT_NEGATIVE = (
     "objective.landmark_weight",
@@ -73,7 +75,9 @@ REQUIRED = (  # of any type and value
     *("seed", "data.root", "data.cache", "data.cases", "data.test", "data.landmark_names", "data.reference"),
     *("data.allow_outside_root", "init.weights", "train.both_orders", "train.adam_b2"),
 )
+EARLIER = {"inputs": "images", "passes": 1}  # of config.model, in folders of versions without them
 WHOLE = ("data.shape", "model.encoder", "model.decoder", "model.final")
+COUNTS = ("model.passes",)
 
 
 def spacing_mm(config: ml_collections.ConfigDict) -> tuple[float, float, float]:
@@ -103,6 +107,10 @@ def validate(config: ml_collections.ConfigDict) -> None:
         value = _get(config, name)
         if not isinstance(value, (tuple, list)) or any(v != int(v) for v in value):
             raise InputError(f"config.{name} is {value!r}; a tuple of whole numbers is needed")
+    for name in COUNTS:
+        value = _get(config, name)
+        if isinstance(value, (tuple, list)) or value != int(value):
+            raise InputError(f"config.{name} is {value!r}; a whole number is needed")
     spacing = _numbers("data.spacing_mm", config.data.spacing_mm)
     if len(spacing) not in (1, 3):
         raise InputError(
@@ -145,6 +153,7 @@ def network(config: ml_collections.ConfigDict) -> UNet:
         field_stride=model.field_stride,
         normalisation=model.normalisation,
         head_scale=model.head_scale,
+        inputs=model.inputs,
         dtype=None if model.dtype == "float32" else jnp.dtype(model.dtype),
     )
 
@@ -213,7 +222,9 @@ def from_json(text: str) -> ml_collections.ConfigDict:
 def read(file: Path) -> ml_collections.ConfigDict:
     """The config in a training's folder; InputError where it is missing or cannot be read."""
     try:
-        return from_json(file.read_text(encoding="utf-8"))
+        config = from_json(file.read_text(encoding="utf-8"))
+        config.model.update({n: v for n, v in EARLIER.items() if n not in config.model})
+        return config
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(
             f"{file.parent}: no {file.name} there; a folder that experiments.train wrote is needed"

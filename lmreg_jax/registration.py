@@ -13,6 +13,7 @@ import numpy as np
 from jax import Array
 
 from lmreg_jax import checkpoint, configuration, fields, model_files
+from lmreg_jax.cascade import cascade
 from lmreg_jax.errors import InputError
 from lmreg_jax.objective import displacement_of, field_stride
 
@@ -93,8 +94,9 @@ def checked(name: str, image: Any, other: Any) -> Array:
 
 def registrar(config: Any, params: Any, source: str = "") -> Registrar:
     """A `Registrar` from a config (see `configuration`) and the parameters of its network."""
-    network = configuration.network(config)
-    pure = partial(register_pair, apply=network.apply, steps=config.objective.integration_steps)
+    steps = config.objective.integration_steps
+    apply = cascade(configuration.network(config).apply, config.model.passes, integration_steps=steps)
+    pure = partial(register_pair, apply=apply, steps=steps)
     return Registrar(jax.jit(pure), params, config, source)
 
 

@@ -12,10 +12,12 @@ import optax
 from jax import Array, lax
 
 from lmreg_jax import objective as eq7
+from lmreg_jax.cascade import cascade
 from lmreg_jax.posterior import Posterior, draw
 
 Parameters = Any
 DEVICES = "devices"
+PASSES = 2**32 - 1  # folded into a step's key for what is drawn once a step; no pair has this number
 
 
 class Batch(NamedTuple):
@@ -78,6 +80,7 @@ def train_step(
     objective: eq7.Objective,
     optimiser: optax.GradientTransformation,
     augment: Callable[[Array, Batch], Batch] | None = None,
+    passes: int = 1,
     axis_name: str | None = None,
 ) -> tuple[TrainState, dict[str, Array]]:
     """One Adam step. Returns the new state and scalars: `loss`, its terms, `grad_norm`.
@@ -85,13 +88,17 @@ def train_step(
     key: of the run; the draw of pair i in step s uses fold_in(fold_in(key, s), i), i counted over
     all devices, so that neither a restart nor the number of devices changes a training.
     augment: changes one pair by a key, or None.
+    passes: of the network (see `cascade`). Each step teaches one of them, the k-th, k from 1 to
+    `passes` by the step's key: so the network learns to go on from wherever it may stand.
     A step whose loss or gradient is not finite is not applied (`skipped` is 1).
     """
     size = batch.fixed.shape[0]
     first = 0 if axis_name is None else lax.axis_index(axis_name) * size
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(
-        jax.random.fold_in(key, state.step), first + jnp.arange(size)
-    )
+    step_key = jax.random.fold_in(key, state.step)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(step_key, first + jnp.arange(size))
+    if passes > 1:
+        drawn = jax.random.randint(jax.random.fold_in(step_key, PASSES), (), 1, passes + 1)
+        apply = cascade(apply, drawn, integration_steps=objective.integration_steps)
     if augment is not None:
         batch = jax.vmap(augment)(jax.vmap(jax.random.fold_in, (0, None))(keys, 1), batch)
     (loss, by_name), gradients = jax.value_and_grad(loss_terms, has_aux=True)(

@@ -13,6 +13,7 @@ from jax import Array
 
 from lmreg_jax import convolution
 from lmreg_jax.posterior import Posterior
+from lmreg_jax.similarity import demons_force
 
 
 class UNet(nn.Module):
@@ -24,6 +25,8 @@ class UNet(nn.Module):
     normalisation: "none" (the paper) or "instance" (each feature map to mean 0, variance 1 over
     its grid, before the non-linearity: faster learning from scratch).
     head_scale: multiplies the mean head; 1 in the paper.
+    inputs: "images" (the paper: moving, fixed) or "forces" (and the demons' force between them, three
+    channels more: where to go is then given, and the network learns how far to trust it).
     """
 
     encoder: tuple[int, ...] = (16, 32, 32, 32)
@@ -33,6 +36,7 @@ class UNet(nn.Module):
     normalisation: str = "none"
     head_scale: float = 1.0
     dtype: Any = None
+    inputs: str = "images"
 
     @property
     def multiple(self) -> int:
@@ -48,7 +52,10 @@ class UNet(nn.Module):
         """
         shape = fixed.shape[1:]
         padding = [(0, 0)] + [(0, -n % self.multiple) for n in shape]
-        features = jnp.pad(jnp.stack([moving, fixed], axis=-1), [*padding, (0, 0)], mode="edge")
+        moving, fixed = (jnp.pad(image, padding, mode="edge") for image in (moving, fixed))
+        features = jnp.stack([moving, fixed], axis=-1)
+        if self.inputs == "forces":
+            features = jnp.concatenate([features, jax.vmap(demons_force)(fixed, moving)], axis=-1)
 
         skips = [features]
         for level, width in enumerate(self.encoder):

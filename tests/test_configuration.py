@@ -57,6 +57,9 @@ def test_an_unknown_variant_names_the_known() -> None:
         ({"data__validation": 1.0}, "a share from 0"),
         ({"train__pairs_per_batch": 3}, "it must be even"),
         ({"model__decoder": (32, 32, 32)}, r"decoder has 3 features.*need 4"),
+        ({"model__passes": 0}, r"config\.model\.passes is 0; it must be above 0"),
+        ({"model__passes": 1.5}, r"config\.model\.passes is 1\.5; a whole number"),
+        ({"model__inputs": "edges"}, r"'edges'; one of 'images', 'forces'"),
         ({"model__field_stride": 1}, r"decoder has 4 features.*need 5"),
         ({"model__encoder": (4,), "model__field_stride": 4}, "encoder has 1 features.*needs 2"),
     ],
@@ -105,6 +108,14 @@ def test_differences_are_named() -> None:
     names = ["data.root", "model.encoder", "train.steps"]
     assert configuration.differences(lung.get_config(), other) == names
     assert configuration.differences(other, lung.get_config()) == names
+
+
+def test_a_folder_of_an_earlier_version_means_what_it_meant(tmp_path: Any) -> None:
+    config = lung.get_config()
+    del config.model["passes"], config.model["inputs"]
+    (tmp_path / configuration.FILE).write_text(configuration.to_json(config), encoding="utf-8")
+    found = configuration.read(tmp_path / configuration.FILE)
+    assert (found.model.passes, found.model.inputs) == (1, "images")
 
 
 def test_a_missing_config_file_says_what_is_needed(tmp_path: Any) -> None:
@@ -157,5 +168,5 @@ def test_the_whole_gradient_is_clipped_where_asked_for() -> None:
 
 
 def test_no_augmentation_is_none() -> None:
-    assert configuration.augment(lung.get_config()) is None
-    assert configuration.augment(changed(augment__noise=0.1)) is not None
+    assert configuration.augment(lung.get_config("paper")) is None
+    assert configuration.augment(lung.get_config()) is not None

@@ -28,7 +28,7 @@ def model() -> Registrar:
     shapes = jax.eval_shape(net.init, jax.random.key(0), image, image)
     random = np.random.default_rng(0)
     params = jax.tree.map(lambda a: jnp.asarray(0.2 * random.normal(size=a.shape), a.dtype), shapes)
-    params["params"]["mean"] = jax.tree.map(lambda a: 0.2 * a, params["params"]["mean"])
+    params["params"]["mean"] = jax.tree.map(lambda a: 0.1 * a, params["params"]["mean"])
     return registrar(config, params, "best/1")
 
 

@@ -112,3 +112,28 @@ def test_symmetries_jit_and_vmap(name: str, images: tuple[np.ndarray, np.ndarray
     for order in ((1, 2, 0), (2, 1, 0)):
         found = term(*(numerics.permute(image, order) for image in images))
         np.testing.assert_allclose(found, expected, rtol=1e-10)
+
+
+@pytest.mark.usefixtures("float64")
+def test_the_demons_force_points_from_fixed_to_where_its_value_lies_in_the_moving_image() -> None:
+    """On a ramp of slope a, moving shifted by d: (f - w) = a d, so F = a^2 d / (a^2 (1 + d^2) + floor):
+    of d's sign (moving(x + d) = fixed(x)), half a voxel at most, and 0 across the ramp."""
+    slope, x = 0.05, np.arange(12.0)[:, None, None] * np.ones(SHAPE[1:])[None]
+    for shift in (-3.0, -0.5, 0.0, 0.5, 1.0):
+        fixed, moving = 0.2 + slope * x, 0.2 + slope * (x - shift)
+        found = similarity.demons_force(jnp.asarray(fixed), jnp.asarray(moving))
+        expected = slope**2 * shift / (slope**2 * (1 + shift**2) + similarity.FORCE_FLOOR)
+        np.testing.assert_allclose(found[..., 0], expected, atol=1e-12)
+        np.testing.assert_allclose(found[..., 1:], 0, atol=1e-12)
+        assert np.abs(found).max() <= 0.5
+
+
+@pytest.mark.usefixtures("float64")
+def test_the_demons_force_written_out_in_numpy(images: tuple[np.ndarray, np.ndarray]) -> None:
+    fixed, warped = images
+    slope = (np.stack(np.gradient(fixed), -1) + np.stack(np.gradient(warped), -1)) / 2
+    difference = (fixed - warped)[..., None]
+    length = np.sum(slope**2, axis=-1, keepdims=True)
+    expected = difference * slope / (length + difference**2 + 1e-3)
+    np.testing.assert_allclose(jax.jit(similarity.demons_force)(fixed, warped), expected, atol=1e-13)
+    np.testing.assert_array_equal(similarity.demons_force(jnp.asarray(fixed), jnp.asarray(fixed)), 0)

@@ -11,6 +11,7 @@ import pytest
 
 from lmreg_jax.convolution import double
 from lmreg_jax.posterior import Posterior
+from lmreg_jax.similarity import demons_force
 from lmreg_jax.unet import UNet
 from tests import numerics
 
@@ -37,8 +38,11 @@ def random_params(model: UNet, seed: int = 0) -> Any:
     return jax.tree.map(lambda a: 0.3 * random.normal(size=a.shape), shapes)
 
 
-def forward(params: Any, moving: np.ndarray, fixed: np.ndarray) -> Posterior:
-    """`SMALL` on a grid of multiples of 4, in NumPy, stage by stage as in [Dalca, fig. 2]."""
+def forward(params: Any, moving: np.ndarray, fixed: np.ndarray, *more: np.ndarray) -> Posterior:
+    """`SMALL` on a grid of multiples of 4, in NumPy, stage by stage as in [Dalca, fig. 2].
+
+    more: further channels of the input, `[B, X, Y, Z]`.
+    """
 
     def layer(features: np.ndarray, name: str, stride: int = 1) -> np.ndarray:
         weights = params["params"][name]
@@ -48,7 +52,7 @@ def forward(params: Any, moving: np.ndarray, fixed: np.ndarray) -> Posterior:
         result = layer(features, name, stride)
         return np.where(result > 0, result, 0.2 * result)
 
-    half = stage(np.stack([moving, fixed], -1), "encoder_0", 2)
+    half = stage(np.stack([moving, fixed, *more], -1), "encoder_0", 2)
     quarter = stage(half, "encoder_1", 2)
     features = stage(quarter, "decoder_0").repeat(2, 1).repeat(2, 2).repeat(2, 3)
     features = stage(np.concatenate([features, half], -1), "decoder_1")
@@ -72,6 +76,17 @@ def test_other_sizes_are_padded_by_the_edge_and_cropped_back() -> None:
     for ours, expected in zip(found, forward(params, *padded), strict=True):
         assert ours.shape == (1, 4, 3, 5, 3)
         np.testing.assert_allclose(ours, expected[:, :4, :3, :5], atol=1e-11)
+
+
+@pytest.mark.usefixtures("float64")
+def test_forces_are_three_channels_more() -> None:
+    model = SMALL.clone(inputs="forces")
+    params, (moving, fixed) = random_params(model), images((8, 4, 12), batch=2)
+    forces = np.stack([demons_force(f, m) for f, m in zip(fixed, moving, strict=True)])
+    found = jax.jit(model.apply)(params, moving, fixed)
+    written_out = forward(params, moving, fixed, *np.moveaxis(forces, -1, 0))
+    for ours, expected in zip(found, written_out, strict=True):
+        np.testing.assert_allclose(ours, expected, atol=1e-11)
 
 
 @pytest.mark.usefixtures("float64")
