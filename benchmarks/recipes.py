@@ -1,10 +1,11 @@
 """Which recipe learns fast from scratch: short trainings, equal in pair-visits, on validation pairs.
 
-    python -m benchmarks.recipes [--steps=100] [--recipes_workdir=runs/recipes] [--output=benchmarks/results]
+    python -m benchmarks.recipes [--steps=100] [--only=TEXT] [--recipes_workdir=runs/recipes]
 
 Every recipe starts from `experiments/lung.py:paper_coarse` (the paper's recipe on the coarse grid)
 and changes some values. Writes recipes.md and recipes.csv. Test subjects take no part. A recipe
-that has been run is not run again; remove its folder below --recipes_workdir for that.
+that has been run is not run again; remove its folder below --recipes_workdir for that. --only runs
+those whose names contain a text; the others keep the rows that they have in recipes.csv.
 """
 
 from __future__ import annotations
@@ -41,7 +42,11 @@ AUGMENTED = {
     "augment.elastic_mm": 5.0,
     "augment.shared": True,
 }
-DEFAULT = WEIGHTED
+PASSES = {**WEIGHTED, "model.passes": 3}
+FORCES = {**PASSES, "model.inputs": "forces"}
+SHARPER = {**FORCES, "objective.image_sigma": 0.03}
+HEAVIER = {**SHARPER, "objective.landmark_weight": 10.0}
+DEFAULT = {**HEAVIER, **AUGMENTED}
 
 # The batch of four costs four visits a step: recipes with one pair a batch get four times the steps.
 RECIPES: dict[str, dict[str, Any]] = {
@@ -51,15 +56,21 @@ RECIPES: dict[str, dict[str, Any]] = {
     "+ lr 3e-3": FAST,
     "+ instance normalisation": NORMALISED,
     "+ image sigma 0.05": SOFTER,
-    "+ landmark weight 3 (the default)": DEFAULT,
-    "default, landmark weight 5": {**DEFAULT, "objective.landmark_weight": 5.0},
-    "default, landmark weight 10": {**DEFAULT, "objective.landmark_weight": 10.0},
-    "default, augmented, one change for both images": {**DEFAULT, **AUGMENTED},
-    "default, augmented, each image by itself": {**DEFAULT, **AUGMENTED, "augment.shared": False},
-    "default, lr 6e-3": {**DEFAULT, "train.learning_rate": 6e-3},
-    "default, one order of 4 pairs": {**DEFAULT, "train.both_orders": False},
-    "default, first half of the steps on a grid twice as coarse": {**DEFAULT, "train.coarse_steps": 0.5},
-    "default, lncc instead of ssd": {**DEFAULT, "objective.image": "lncc", "objective.image_sigma": 0.2},
+    "+ landmark weight 3": WEIGHTED,
+    "  weight 5": {**WEIGHTED, "objective.landmark_weight": 5.0},
+    "  weight 10": {**WEIGHTED, "objective.landmark_weight": 10.0},
+    "  augmented, one change for both images": {**WEIGHTED, **AUGMENTED},
+    "  augmented, each image by itself": {**WEIGHTED, **AUGMENTED, "augment.shared": False},
+    "  lr 6e-3": {**WEIGHTED, "train.learning_rate": 6e-3},
+    "  one order of 4 pairs": {**WEIGHTED, "train.both_orders": False},
+    "  first half of the steps on a grid twice as coarse": {**WEIGHTED, "train.coarse_steps": 0.5},
+    "  lncc instead of ssd": {**WEIGHTED, "objective.image": "lncc", "objective.image_sigma": 0.2},
+    "+ three passes": PASSES,
+    "+ the demons' force as input": FORCES,
+    "+ image sigma 0.03": SHARPER,
+    "+ landmark weight 10": HEAVIER,
+    "+ augmented, one change for both images (the default)": DEFAULT,
+    "  without the landmark term": {**DEFAULT, "objective.landmark_weight": 0.0},
 }
 
 
@@ -96,6 +107,20 @@ def run(name: str, values: dict[str, Any], steps: int, workdir: Path) -> dict[st
     }
 
 
+def kept(file: Path) -> dict[str, dict[str, Any]]:
+    """The rows of an earlier table, by recipe."""
+    if not file.is_file():
+        return {}
+    with file.open(newline="", encoding="utf-8") as table:
+        rows = list(csv.DictReader(table))
+    counts = ("steps", "pair_visits")
+    texts = ("recipe",)
+    return {
+        row["recipe"]: {k: v if k in texts else int(v) if k in counts else float(v) for k, v in row.items()}
+        for row in rows
+    }
+
+
 def write(rows: list[dict[str, Any]], output: Path) -> None:
     """recipes.csv and recipes.md."""
     output.mkdir(parents=True, exist_ok=True)
@@ -124,15 +149,17 @@ def write(rows: list[dict[str, Any]], output: Path) -> None:
 
 def main(_: list[str]) -> None:
     workdir, output = Path(flags.FLAGS.recipes_workdir), Path(flags.FLAGS.output)
-    rows: list[dict[str, Any]] = []
+    rows = kept(output / "recipes.csv")
     for name, values in RECIPES.items():
-        rows.append(run(name, values, flags.FLAGS.steps, workdir))
-        write(rows, output)
+        if flags.FLAGS.only in name:
+            rows[name] = run(name, values, flags.FLAGS.steps, workdir)
+            write([rows[n] for n in RECIPES if n in rows], output)
     print((output / "recipes.md").read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":
     flags.DEFINE_integer("steps", 100, "Steps of a batch of four pairs.")
+    flags.DEFINE_string("only", "", "Part of the names of the recipes to run; the rest of the table stays.")
     flags.DEFINE_string("recipes_workdir", "runs/recipes", "Folder of the runs.")
     flags.DEFINE_string("output", "benchmarks/results", "Folder of the tables.")
     app.run(main)
