@@ -23,15 +23,13 @@ REMEDY = (
     " its last checkpoint"
 )
 TERMS = ("loss", "kl", "image", "landmark")
+SCORES = ("tre_initial_mm", "tre_mm", "dice", "folding_percent")  # of a validation
 COLUMNS = (
     "step",
     *TERMS,
     "grad_norm",
     "skipped",
-    "val_tre_initial_mm",
-    "val_tre_mm",
-    "val_dice",
-    "val_folding_percent",
+    *(f"val_{name}" for name in SCORES),
 )
 
 

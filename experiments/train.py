@@ -139,7 +139,7 @@ def story(
         for factor in {1, config.train.coarse_factor}
     }
     key = jax.random.key(config.seed)
-    best_tre = np.inf
+    least = np.inf  # of the validation scores
 
     def factor_of(step: int) -> int:
         return config.train.coarse_factor if step < config.train.coarse_steps else 1
@@ -160,22 +160,23 @@ def story(
         return done % every == 0 or done == config.train.steps
 
     def validate(done: int) -> None:
-        """Scores the state of `done`, keeps it where it is the best, then writes its row.
+        """Scores the state of `done`, keeps it where none is clearly better, then writes its row.
 
         In this order: a run that is cut off in between validates again.
         """
-        nonlocal best_tre
+        nonlocal least
         model = register._replace(params=unreplicate(state).params)
         with stop.at_once():  # It may take minutes, and can be done again.
             scores = supply.scored(
                 lambda usable: evaluation.validation_scores(model, cohort, usable), validation
             )
-        # Without landmarks there is no TRE: the lungs' overlap chooses then.
-        score = scores["tre_mm"] if np.isfinite(scores["tre_mm"]) else -scores["dice"]
-        if score < best_tre:
-            best_tre = score
-            checkpoint.save(best, done, unreplicate(state), {"tre_mm": float(score)})
-        rows.add(done, {f"val_{name}": value for name, value in scores.items()})
+        score, uncertain = evaluation.to_choose_by(scores)
+        # The latest that is not worse than the least by more than a standard error [Breiman 1984]:
+        # few subjects validate, and what has been trained longer, at a lower rate, deserves the doubt.
+        if score <= least + uncertain:
+            least = min(least, score)
+            checkpoint.save(best, done, unreplicate(state), {"tre_mm": float(score), "least": float(least)})
+        rows.add(done, {f"val_{name}": scores[name] for name in scalars.SCORES})
 
     with stop.deferred(), contextlib.ExitStack() as files:
         first = 0
@@ -189,7 +190,7 @@ def story(
                 log.info("resuming %s at step %d", workdir, first)
             provenance.record(workdir, config, first)
             rows.rewind(first)
-            best_tre = checkpoint.best_metrics(best).get("tre_mm", np.inf)
+            least = checkpoint.best_metrics(best).get("least", np.inf)
         processes.check_alike(team, config, pairs)
         begin, state = team.from_lead((np.int32(first), state))
         first = int(begin)

@@ -180,11 +180,22 @@ def test_validation_scores_agree_with_the_table() -> None:
     total = evaluation.summarise(
         evaluation.evaluate_pairs(shifting, TWO, [*PAIRS, ("b", "a")], progress=False)
     )
+    assert {key: scores.pop(f"{key}_error") for key in ("tre_mm", "dice")} == pytest.approx(
+        {key: total[key].sd / total[key].n ** 0.5 for key in ("tre_mm", "dice")}
+    )
     assert set(scores) == {"tre_initial_mm", "tre_mm", "dice", "folding_percent"}
     assert scores == pytest.approx({key: total[key].mean for key in scores})
     bare = cohort(case("a", [0, 0, 0], annotated=False), case("b", SHIFT))
     empty = evaluation.validation_scores(shifting, bare, [("a", "b")])
     assert math.isnan(empty["tre_mm"]) and math.isnan(empty["dice"])
+
+
+def test_a_checkpoint_is_chosen_by_tre_and_without_it_by_overlap() -> None:
+    scores = {"tre_mm": 3.0, "tre_mm_error": 0.2, "dice": 0.9, "dice_error": 0.01}
+    assert evaluation.to_choose_by(scores) == (3.0, 0.2)
+    assert evaluation.to_choose_by(scores | {"tre_mm": math.nan}) == (-0.9, 0.01)
+    # Of one landmark or pair there is no standard error.
+    assert evaluation.to_choose_by(scores | {"tre_mm_error": math.nan}) == (3.0, 0.0)
 
 
 def test_mistakes_are_named() -> None:
