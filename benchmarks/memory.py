@@ -11,16 +11,16 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import resource
 import subprocess
 import sys
 import tempfile
 import time
-from importlib import metadata
 from pathlib import Path
 
 import numpy as np
+
+from benchmarks import common
 
 DISTINCT = 8  # scans that are really written
 PACKAGES = ("numpy", "scipy", "nibabel", "jax")
@@ -126,7 +126,7 @@ def main() -> None:
     parser.add_argument("--cases", default="100,1000")
     parser.add_argument("--edge", type=int, default=24)
     parser.add_argument("--batches", type=int, default=200)
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--output", type=Path, default=common.RESULTS)
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--prepared", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -146,15 +146,13 @@ def main() -> None:
         imports = {"prepare imports": first.pop("imports")}
         imports |= dict.fromkeys(("open imports", "batches imports"), second.pop("imports"))
         rows[count] = first | second | imports
-    versions = ", ".join(f"{name} {metadata.version(name)}" for name in PACKAGES)
+    where = common.environment("benchmarks.memory", PACKAGES)
     text = (
         "# Memory against the number of cases\n\n"
         f"{table(rows, given.edge)}\n\n"
         "Peak memory of a process, above what it held after its imports; preparing is a process of its"
         f" own. Batches: the lungs' average over all cases, then {given.batches} batches of four pairs.\n\n"
-        f"{platform.platform()}, {os.cpu_count()} cores; Python {platform.python_version()}, {versions};"
-        f" `python -m benchmarks.memory {' '.join(sys.argv[1:])}`".rstrip()
-        + "\n"
+        f"{common.heading(where)}\n"
     )
     given.output.mkdir(parents=True, exist_ok=True)
     (given.output / "memory_cases.md").write_text(text, encoding="utf-8")

@@ -9,22 +9,17 @@ does hits both. Writes speed.md and speed.json (with --name=gpu: speed_gpu.md an
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import statistics
-import subprocess
-import sys
 import time
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks import common
 from benchmarks.speed_worker import ITEMS
-from experiments import provenance
-from lmreg_jax.volumes import replacing
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "torch")
 
 TITLES = {
     "network": "network forward",
@@ -35,19 +30,13 @@ TITLES = {
 }
 
 
-def measure(side: str, item: str, grid: str, batch: int, repeats: int) -> dict[str, float]:
+def measure(side: str, item: str, grid: str, batch: int, repeats: int) -> dict[str, Any]:
     """One process; {"error": ...} where it fails (out of memory, say)."""
-    command = [sys.executable, "-m", "benchmarks.speed_worker", f"--side={side}", f"--item={item}"]
-    command += [f"--grid={grid}", f"--batch={batch}", f"--repeats={repeats}"]
-    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
-    if done.returncode:
-        lines = done.stderr.strip().splitlines()
-        return {"error": f"exit {done.returncode}: {lines[-1] if lines else ''}"}  # type: ignore[dict-item]
-    answer: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return answer
+    words = [f"--side={side}", f"--item={item}", f"--grid={grid}", f"--batch={batch}"]
+    return common.answer_of("benchmarks.speed_worker", *words, f"--repeats={repeats}")
 
 
-def together(answers: list[dict[str, float]]) -> dict[str, float]:
+def together(answers: list[dict[str, Any]]) -> dict[str, Any]:
     """Medians over the turns; the first error where there was one."""
     failed = next((a for a in answers if "error" in a), None)
     if failed:
@@ -74,24 +63,9 @@ def ceiling() -> dict[str, float]:
     return {"gflops": 2 * 2048**3 / product / 1e9, "gbytes": 2 * block.nbytes / copy / 1e9}
 
 
-def environment() -> dict[str, Any]:
-    """Hardware, versions, commit and command."""
-    packages = ("jax", "jaxlib", "flax", "optax", "torch")
-    return {
-        "processor": provenance.processor(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "versions": {name: metadata.version(name) for name in packages},
-        "commit": provenance.git_commit(Path(__file__).parents[1]),
-        "command": "python -m benchmarks.speed " + " ".join(sys.argv[1:]),
-        "load_at_start": os.getloadavg()[0],
-        "ceiling": ceiling(),
-    }
-
-
 def row(item: str, grid: str, batch: int, rounds: int, repeats: int) -> dict[str, Any]:
     """One line of the table: both sides in turns."""
-    sides: dict[str, list[dict[str, float]]] = {"ours": [], "theirs": []}
+    sides: dict[str, list[dict[str, Any]]] = {"ours": [], "theirs": []}
     for _ in range(rounds):
         for side, answers in sides.items():
             answers.append(measure(side, item, grid, batch, repeats))
@@ -100,13 +74,11 @@ def row(item: str, grid: str, batch: int, rounds: int, repeats: int) -> dict[str
 
 def markdown(rows: list[dict[str, Any]], where: dict[str, Any]) -> str:
     """The table for people."""
-    versions = ", ".join(f"{k} {v}" for k, v in where["versions"].items())
     peak = where["ceiling"]
     lines = [
         "# Speed and memory, ours against PyTorch",
         "",
-        f"{where['processor']}, {where['cores']} cores, Python {where['python']}, {versions}; commit"
-        f" {where['commit']}, load {where['load_at_start']:.1f} at the start. `{where['command']}`."
+        f"{common.heading(where)}"
         f" Ceiling measured here: {peak['gflops']:.0f} GFLOP/s, {peak['gbytes']:.1f} GB/s."
         " Seconds are medians; ratio = ours / PyTorch, below 1 is faster; peak memory is the whole"
         " process.",
@@ -139,10 +111,10 @@ def main() -> None:
     parser.add_argument("--items", default=",".join(ITEMS))
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--output", type=Path, default=common.RESULTS)
     parser.add_argument("--name", default="")
     given = parser.parse_args()
-    where = environment()
+    where = common.environment("benchmarks.speed", PACKAGES) | {"ceiling": ceiling()}
     file = given.output / "_".join(filter(None, ["speed", given.name]))
     rows = []
     for grid in given.grids.split(","):
@@ -150,12 +122,7 @@ def main() -> None:
             for item in given.items.split(","):
                 rows.append(row(item, grid, batch, given.rounds, given.repeats))
                 # After each: what was measured is not lost with the rest.
-                with replacing(file.with_suffix(".json")) as temporary:
-                    temporary.write_text(
-                        json.dumps({**where, "rows": rows}, indent=1) + "\n", encoding="utf-8"
-                    )
-                with replacing(file.with_suffix(".md")) as temporary:
-                    temporary.write_text(markdown(rows, where), encoding="utf-8")
+                common.write(file, where, rows, markdown(rows, where))
                 print(markdown(rows[-1:], where).splitlines()[-1], flush=True)
 
 

@@ -10,12 +10,12 @@ import json
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
+from benchmarks import common
 from lmreg_jax.training import Batch
 
 ITEMS = ("network", "integrate", "warp", "register", "step")
@@ -70,6 +70,7 @@ def ours(item: str, grid: tuple[int, ...], batch: int) -> tuple[Callable[[], Any
         )
         box = [state]
         compiled, spent = compiled_in(function, state, pairs, jax.random.key(1))
+        spent |= held(compiled, state, pairs)
 
         def call() -> Any:
             box[0], scalars = compiled(box[0], pairs, jax.random.key(1))
@@ -102,6 +103,21 @@ def cost(compiled: Any) -> dict[str, float]:
     analysis = compiled.cost_analysis()
     analysis = analysis[0] if isinstance(analysis, list) else analysis
     return {"flops": analysis.get("flops", 0.0), "bytes": analysis.get("bytes accessed", 0.0)}
+
+
+def held(compiled: Any, state: Any, pairs: Batch) -> dict[str, float]:
+    """MB: the state, the part of it that XLA overwrites in place (donated), the batch, the rest."""
+    memory, mb = compiled.memory_analysis(), 2**20
+
+    def size(tree: Any) -> float:
+        return sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) / mb
+
+    return {
+        "state_mb": size(state),
+        "donated_mb": memory.alias_size_in_bytes / mb,
+        "batch_mb": size(pairs),
+        "working_mb": memory.temp_size_in_bytes / mb,
+    }
 
 
 def theirs(item: str, grid: tuple[int, ...], batch: int) -> tuple[Callable[[], Any], dict[str, float]]:
@@ -152,12 +168,6 @@ def theirs(item: str, grid: tuple[int, ...], batch: int) -> tuple[Callable[[], A
     return inference, {}
 
 
-def peak_mb() -> float:
-    """Peak memory of this process. Not `ru_maxrss`: that of the program that started it counts there."""
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--side", choices=("ours", "theirs"), required=True)
@@ -180,7 +190,7 @@ def main() -> None:
         "seconds": statistics.median(seconds),
         "fastest": min(seconds),
         "first": first,
-        "peak_mb": peak_mb(),
+        "peak_mb": common.peak_mb(),
         **extra,
     }
     if jax.default_backend() != "cpu" and given.side == "ours":

@@ -15,7 +15,7 @@ from pathlib import Path
 import jax
 
 VARIABLE = "LMREG_COMPILATION_CACHE"
-SHORTEST_SECONDS = 0.2  # What compiles faster is not worth a file.
+SHORTEST_SECONDS = 0.0  # All: `lmreg register` has twenty programs, and small ones add up.
 MAX_BYTES = 2**30  # The oldest go first. (JAX's own limit needs one more package, filelock.)
 
 log = logging.getLogger(__name__)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
@@ -55,7 +56,7 @@ def convolve_winograd(features: Array, kernel: Array) -> Array:
 
     Two neighbouring outputs need four 2-D convolutions of sums of slices, not six of slices. On 2
     cores, a volume of 48 x 32 x 64 with 32 -> 16 features: forward 25 against 80 ms stacked, input
-    gradient 21 against 50 ms, kernel gradient 60 against 98 ms; as exact, to float32's rounding.
+    gradient 21 against 50 ms; as exact, to float32's rounding.
     """
     batch, size = features.shape[:2]
     half = -(-size // 2)
@@ -78,12 +79,72 @@ def convolve_winograd(features: Array, kernel: Array) -> Array:
     return pairs.reshape(batch, 2 * half, *pairs.shape[3:])[:, :size]
 
 
+def kernel_gradient(features: Array, cotangent: Array) -> Array:
+    """Gradient of `sum(cotangent * convolve(features, kernel))` by the kernel, stride 1.
+
+    K[a, b, c] = sum_x features(x + (a - 1, b - 1, c - 1)) cotangent(x)^T, over the voxels x. Slice by
+    slice along X, channels first: the cotangent's nine shifts within the slice lie one below the
+    other, small enough for the cache, and meet the features' slices before, at and behind it in one
+    matrix product of all 27 taps. Whichever of the two has fewer channels is shifted. On 2 cores, 80
+    x 56 x 104 voxels, 32 -> 16 features: 0.52 s of processor time, by Winograd's derivative 1.52; 4
+    volumes of 24 x 16 x 32: 33 against 57 ms.
+
+    features: `[B, X, Y, Z, C]`; cotangent: `[B, X, Y, Z, D]`. Returns `[3, 3, 3, C, D]`.
+    """
+    inputs, outputs = features.shape[-1], cotangent.shape[-1]
+    if inputs < outputs:
+        swapped = kernel_gradient(cotangent, features)
+        return jnp.swapaxes(swapped[::-1, ::-1, ::-1], -1, -2)
+    _, length, width, depth, _ = features.shape
+    slices, arriving = (jnp.transpose(a, (1, 4, 0, 2, 3)) for a in (features, cotangent))
+    slices = jnp.pad(slices, [(1, 1), *[(0, 0)] * 4])
+    arriving = jnp.pad(arriving, [*[(0, 0)] * 3, (1, 1), (1, 1)])
+    # Else XLA transposes a slice anew for each of its nine shifts.
+    slices, arriving = lax.optimization_barrier((slices, arriving))
+
+    def add(x: Array, total: Array) -> Array:
+        own = lax.dynamic_index_in_dim(arriving, x, keepdims=False)
+        shifts = itertools.product((2, 1, 0), repeat=2)
+        windows = jnp.concatenate([own[..., b : b + width, c : c + depth] for b, c in shifts])
+        three = lax.dynamic_slice_in_dim(slices, x, 3)
+        return total + three.reshape(3 * inputs, -1) @ windows.reshape(9 * outputs, -1).T
+
+    total = lax.fori_loop(0, length, add, jnp.zeros((3 * inputs, 9 * outputs), features.dtype))
+    return jnp.moveaxis(total.reshape(3, inputs, 3, 3, outputs), 1, 3)
+
+
+@jax.custom_vjp
+def convolve_sliced(features: Array, kernel: Array) -> Array:
+    """At stride 1: by Winograd where the features are enough for its sums to be cheap, else stacked.
+
+    The kernel's gradient is `kernel_gradient`; reverse mode only.
+    """
+    return _forward(features, kernel)
+
+
+def _forward(features: Array, kernel: Array) -> Array:
+    way = convolve_stacked if kernel.shape[-1] < 16 else convolve_winograd
+    return way(features, kernel)
+
+
+def _saved(features: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _forward(features, kernel), (features, kernel)
+
+
+def _backward(saved: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
+    features, kernel = saved
+    _, pull = jax.vjp(lambda features: _forward(features, kernel), features)
+    return *pull(cotangent), kernel_gradient(features, cotangent)
+
+
+convolve_sliced.defvjp(_saved, _backward)
+
+
 def convolve_on_cpu(features: Array, kernel: Array, stride: int = 1) -> Array:
-    """By Winograd where that pays: stride 1, features enough for the sums to be cheap, full precision."""
-    few, coarse = kernel.shape[-1] < 16, features.dtype not in (jnp.float32, jnp.float64)
-    if stride > 1 or few or coarse:
+    """The ways that need full precision only where there is."""
+    if stride > 1 or features.dtype not in (jnp.float32, jnp.float64):
         return convolve_stacked(features, kernel, stride)
-    return convolve_winograd(features, kernel)
+    return convolve_sliced(features, kernel)
 
 
 def convolve(features: Array, kernel: Array, stride: int = 1) -> Array:

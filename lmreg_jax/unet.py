@@ -68,14 +68,14 @@ class UNet(nn.Module):
         for level, width in enumerate(self.final):
             features = self._stage(features, width, f"final_{level}")
 
-        mean = Convolution(3, nn.initializers.normal(1e-5), dtype=self.dtype, name="mean")(features)
-        log_variance = Convolution(
-            3,
-            nn.initializers.normal(1e-10),
-            nn.initializers.constant(-10.0),
-            dtype=self.dtype,
-            name="log_variance",
-        )(features)
+        weights = (
+            Weights(3, nn.initializers.normal(1e-5), name="mean"),
+            Weights(3, nn.initializers.normal(1e-10), nn.initializers.constant(-10.0), name="log_variance"),
+        )
+        # Both heads in one convolution: what it reads is much more than what it gives.
+        both = zip(*(head(features.shape[-1]) for head in weights), strict=True)
+        kernel, bias = (jnp.concatenate(parts, axis=-1) for parts in both)
+        mean, log_variance = jnp.split(self._convolve(features, kernel, bias), 2, axis=-1)
         crop = (slice(None), *(slice(-(-n // self.field_stride)) for n in shape))
         precise = jnp.promote_types(fixed.dtype, jnp.float32)
         return Posterior(self.head_scale * mean[crop].astype(precise), log_variance[crop].astype(precise))
@@ -83,33 +83,33 @@ class UNet(nn.Module):
     def _stage(
         self, features: Array, width: int, name: str, stride: int = 1, skip: Array | None = None
     ) -> Array:
-        features = Convolution(width, stride=stride, dtype=self.dtype, name=name)(features, skip)
+        inputs = features.shape[-1] + (0 if skip is None else skip.shape[-1])
+        features = self._convolve(features, *Weights(width, name=name)(inputs), stride=stride, skip=skip)
         if self.normalisation == "instance":
             centred = features - jnp.mean(features, axis=(1, 2, 3), keepdims=True)
             variance = jnp.mean(centred**2, axis=(1, 2, 3), keepdims=True)
             features = centred * jax.lax.rsqrt(variance + 1e-5)
         return nn.leaky_relu(features, 0.2)
 
+    def _convolve(
+        self, features: Array, kernel: Array, bias: Array, *, stride: int = 1, skip: Array | None = None
+    ) -> Array:
+        """'SAME', in `dtype`; with a `skip`, of the doubled features and it side by side."""
+        features, kernel, bias = promote_dtype(features, kernel, bias, dtype=self.dtype)
+        if skip is None:
+            return convolution.convolve(features, kernel, stride) + bias
+        (skip,) = promote_dtype(skip, dtype=features.dtype)
+        return convolution.convolve_upsampled(features, skip, kernel) + bias
 
-class Convolution(nn.Module):
-    """3 x 3 x 3, 'SAME', with a bias; with a `skip`, of the doubled features and it side by side.
 
-    The parameters are those of `flax.linen.Conv`, `kernel` and `bias`, by name, shape and draw.
-    """
+class Weights(nn.Module):
+    """`kernel` and `bias` of a 3 x 3 x 3 convolution: `flax.linen.Conv`'s, by name, shape and draw."""
 
     width: int
     kernel_init: Any = nn.initializers.he_normal()
     bias_init: Any = nn.initializers.zeros
-    stride: int = 1
-    dtype: Any = None
 
     @nn.compact
-    def __call__(self, features: Array, skip: Array | None = None) -> Array:
-        inputs = features.shape[-1] + (0 if skip is None else skip.shape[-1])
+    def __call__(self, inputs: int) -> tuple[Array, Array]:
         kernel = self.param("kernel", self.kernel_init, (3, 3, 3, inputs, self.width))
-        bias = self.param("bias", self.bias_init, (self.width,))
-        features, kernel, bias = promote_dtype(features, kernel, bias, dtype=self.dtype)
-        if skip is None:
-            return convolution.convolve(features, kernel, self.stride) + bias
-        (skip,) = promote_dtype(skip, dtype=features.dtype)
-        return convolution.convolve_upsampled(features, skip, kernel) + bias
+        return kernel, self.param("bias", self.bias_init, (self.width,))

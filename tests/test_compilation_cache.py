@@ -17,7 +17,6 @@ from lmreg_jax import compilation_cache
 found = []
 jax.monitoring.register_event_listener(lambda event, **_: found.append(event))
 print("folder", compilation_cache.enable())
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 print(float(jax.jit(lambda x: jnp.sin(x) @ jnp.cos(x).T)(jnp.ones((8, 8))).sum()))
 print("hits", sum(event.endswith("/cache_hits") for event in found))
 """

@@ -71,6 +71,25 @@ def test_fewer_products_give_the_same(shape: tuple[int, ...]) -> None:
         np.testing.assert_allclose(ours, theirs, atol=EXACT)
 
 
+@pytest.mark.parametrize("channels", [(3, 2), (2, 3), (2, 16)])
+@pytest.mark.parametrize("shape", [(4, 6, 8), (1, 2, 9), (2, 1, 1)])
+def test_the_kernels_gradient_by_slices_is_the_plain_ones(
+    shape: tuple[int, ...], channels: tuple[int, int]
+) -> None:
+    """Shifted are the features where they have fewer channels; 16 outputs go by Winograd forward."""
+    random = np.random.default_rng(sum(shape))
+    features = random.normal(size=(2, *shape, channels[0]))
+    kernel = random.normal(size=(3, 3, 3, *channels))
+    cotangent = random.normal(size=(2, *shape, channels[1]))
+    expected, pull = jax.vjp(convolution.convolve_plain, features, kernel)
+    found, own_pull = jax.vjp(jax.jit(convolution.convolve_sliced), features, kernel)
+    np.testing.assert_allclose(found, expected, atol=EXACT)
+    for ours, theirs in zip(own_pull(cotangent), pull(cotangent), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=EXACT)
+    own = convolution.kernel_gradient(jnp.asarray(features), jnp.asarray(cotangent))
+    np.testing.assert_allclose(own, pull(cotangent)[1], atol=EXACT)
+
+
 def test_even_sizes_at_stride_two_are_padded_behind_only() -> None:
     """TensorFlow's rule, by which the imported weights were made: the first window starts at 0."""
     features = jnp.arange(4.0).reshape(1, 4, 1, 1, 1)
