@@ -73,20 +73,23 @@ def model_frame(
     shape: tuple[int, int, int],
     spacing_mm: tuple[float, float, float],
     reference: ReferenceLungs | None,
+    scans: tuple[Volume, Volume] | None = None,
 ) -> Frame:
     """The model's grid, placed in fixed RAS mm so that the lungs lie as they lay in its training.
 
     Mean and sd of the lungs along each axis are those of `reference` (grid mm); without it the grid
     keeps its spacing and is centred on them. Where only the fixed scan cuts the lungs off, the moving
-    ones, aligned, stand for them.
+    ones, aligned, stand for them. scans: both in HU, for the lungs' surface within a voxel.
     """
-    lungs = fixed_lungs
+    fixed_scan, moving_scan = scans or (None, None)
+    lungs, scan, place = fixed_lungs, fixed_scan, np.eye(4)
     if cut_off(fixed_lungs) and not cut_off(moving_lungs):
-        lungs = Volume(moving_lungs.data, np.linalg.inv(pull) @ moving_lungs.affine)
+        lungs, scan, place = moving_lungs, moving_scan, np.linalg.inv(pull)
     if reference is None:
         edges = np.asarray(spacing_mm, np.float64)
-        return Frame(shape, preprocess.lung_centred_grid(lungs, shape, edges))
-    moments = alignment.mask_moments(lungs)
+        aligned = Volume(lungs.data, place @ lungs.affine)
+        return Frame(shape, preprocess.lung_centred_grid(aligned, shape, edges))
+    moments = alignment.moved(alignment.mask_moments(lungs, scan), place)
     scale = np.sqrt(moments.covariance.diagonal()) / reference.sd_mm
     scale = np.clip(scale, *SCALE_LIMITS)
     affine = np.diag([*(scale * spacing_mm), 1.0])
