@@ -26,10 +26,10 @@ def surface_excess(mask: Array, hu: Array) -> tuple[tuple[Array, ...], Array]:
 
     mask: bool [X, Y, Z]; hu: [X, Y, Z]. Surface voxels have a face to the other side. The share of one
     that is air follows from its distance to the level AIR_HU, in units of its extent along the slope:
-    share = 1/2 - (hu - AIR_HU) / |(hu differences across the voxel)|, in [0, 1]: exact for a slope along
-    one axis, and right in the mean over all places of a surface in its voxels. The excess is share - 1 (-1/2 to 0) in air inside the mask, share (0 to 1/2) in tissue
-    outside, and 0 where the mask's surface is not that of the air: vessels closed over, airways left
-    out, slices cut off.
+    share = 1/2 - (hu - AIR_HU) / |(HU steps to the neighbours)|, in [0, 1]: exact for a slope along one
+    axis, and right in the mean over all places of a surface in its voxels. The excess is share - 1
+    (-1/2 to 0) in air inside the mask, share (0 to 1/2) in tissue outside, and 0 where the mask's
+    surface is not that of the air: vessels closed over, airways left out, slices cut off.
     """
     near = np.zeros(mask.shape, bool)
     for axis in range(3):
@@ -42,7 +42,7 @@ def surface_excess(mask: Array, hu: Array) -> tuple[tuple[Array, ...], Array]:
         near[high] |= change
     index = np.nonzero(near)
     values = np.clip(hu[index], *CLIPPED_HU).astype(np.float32)
-    steps = [_difference(hu, index, axis) for axis in range(3)]
+    steps = [_step(hu, index, axis) for axis in range(3)]
     step = np.maximum(np.sqrt(np.sum(np.square(steps), axis=0)), LEAST_STEP)
     share = np.clip(0.5 - (values - AIR_HU) / step, 0, 1)
     inside, air = mask[index], values < AIR_HU
@@ -63,12 +63,15 @@ def beneath(scan: Volume, mask: Volume, start: Array, shape: Array) -> Array:
     return np.asarray(scan.data[np.ix_(*picked)])
 
 
-def _difference(hu: Array, index: tuple[Array, ...], axis: int) -> Array:
-    """Change of the clipped HU across the voxels `index` along an axis, by central differences."""
-    ends = []
+def _step(hu: Array, index: tuple[Array, ...], axis: int) -> Array:
+    """Change of the clipped HU from the voxels `index` to a neighbour along an axis, the larger of two.
+
+    Central differences would halve a surface that is as sharp as a voxel is long.
+    """
+    here = np.clip(hu[index], *CLIPPED_HU).astype(np.float32)
+    changes = []
     for step in (1, -1):
         place = np.clip(index[axis] + step, 0, hu.shape[axis] - 1)
         at = tuple(place if a == axis else index[a] for a in range(3))
-        ends.append((np.clip(hu[at], *CLIPPED_HU).astype(np.float32), place))
-    (upper, last), (lower, first) = ends
-    return np.asarray((upper - lower) / (last - first))
+        changes.append(np.abs(np.clip(hu[at], *CLIPPED_HU).astype(np.float32) - here))
+    return np.maximum(*changes)

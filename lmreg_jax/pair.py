@@ -21,12 +21,13 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from lmreg_jax import alignment, fields, preprocess, refinement
+from lmreg_jax.downsampling import downsample
 from lmreg_jax.lung_report import cut_off
 from lmreg_jax.objective import Objective, field_stride
 from lmreg_jax.posterior import Posterior, draw
 from lmreg_jax.reference_lungs import ReferenceLungs
 from lmreg_jax.transforms import Transform, affine_transform, transform_points
-from lmreg_jax.volumes import Volume, inside, resample
+from lmreg_jax.volumes import Volume, inside
 
 Array = NDArray[Any]
 
@@ -132,7 +133,7 @@ def on_frame(fixed: Volume, moving: Volume, pull: Array, frame: Frame) -> refine
     """
     images, known = [], []
     for volume, matrix in ((fixed, np.eye(4)), (moving, pull)):
-        images.append(resample(volume, frame.shape, frame.affine, fill=0.0, pull=matrix))
+        images.append(downsample(volume, frame.shape, frame.affine, fill=0.0, pull=matrix))
         known.append(inside(volume, frame.shape, frame.affine, pull=matrix))
     images = list(preprocess.fill_missing(images[0], images[1], known[0], known[1]))
     f, m = (jnp.asarray(image, jnp.float32) for image in images)
