@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import nibabel as nib
+import numpy as np
 from numpy.typing import NDArray
 
 from lmreg_jax.errors import InputError
@@ -60,6 +61,18 @@ def write_nifti(path: str | os.PathLike[str], header: Any, parts: Iterable[Array
             _write_gzip(file, pieces())
         else:
             file.writelines(pieces())
+
+
+def rounded(array: Array, bits: int) -> Array:
+    """float32 numbers rounded to `bits` bits of mantissa: a relative error of 2^-(bits + 1) at most.
+
+    The zeros that it leaves deflate; the digits of a computed field that mean nothing do not.
+    """
+    drop = 23 - bits
+    whole = np.ascontiguousarray(array, np.float32).view(np.uint32)
+    # A carry out of the mantissa goes to the exponent, as it should.
+    half = np.uint32(1 << (drop - 1))
+    return ((whole + half) & np.uint32(0xFFFFFFFF << drop & 0xFFFFFFFF)).view(np.float32)
 
 
 def in_parts(array: Array) -> Iterator[Array]:

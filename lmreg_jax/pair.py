@@ -21,12 +21,13 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from lmreg_jax import alignment, fields, preprocess, refinement
+from lmreg_jax.downsampling import downsample
 from lmreg_jax.lung_report import cut_off
 from lmreg_jax.objective import Objective, field_stride
 from lmreg_jax.posterior import Posterior, draw
 from lmreg_jax.reference_lungs import ReferenceLungs
 from lmreg_jax.transforms import Transform, affine_transform, transform_points
-from lmreg_jax.volumes import Volume, inside, resample
+from lmreg_jax.volumes import Volume, inside
 
 Array = NDArray[Any]
 
@@ -73,20 +74,23 @@ def model_frame(
     shape: tuple[int, int, int],
     spacing_mm: tuple[float, float, float],
     reference: ReferenceLungs | None,
+    scans: tuple[Volume, Volume] | None = None,
 ) -> Frame:
     """The model's grid, placed in fixed RAS mm so that the lungs lie as they lay in its training.
 
     Mean and sd of the lungs along each axis are those of `reference` (grid mm); without it the grid
     keeps its spacing and is centred on them. Where only the fixed scan cuts the lungs off, the moving
-    ones, aligned, stand for them.
+    ones, aligned, stand for them. scans: both in HU, for the lungs' surface within a voxel.
     """
-    lungs = fixed_lungs
+    fixed_scan, moving_scan = scans or (None, None)
+    lungs, scan, place = fixed_lungs, fixed_scan, np.eye(4)
     if cut_off(fixed_lungs) and not cut_off(moving_lungs):
-        lungs = Volume(moving_lungs.data, np.linalg.inv(pull) @ moving_lungs.affine)
+        lungs, scan, place = moving_lungs, moving_scan, np.linalg.inv(pull)
     if reference is None:
         edges = np.asarray(spacing_mm, np.float64)
-        return Frame(shape, preprocess.lung_centred_grid(lungs, shape, edges))
-    moments = alignment.mask_moments(lungs)
+        aligned = Volume(lungs.data, place @ lungs.affine)
+        return Frame(shape, preprocess.lung_centred_grid(aligned, shape, edges))
+    moments = alignment.moved(alignment.mask_moments(lungs, scan), place)
     scale = np.sqrt(moments.covariance.diagonal()) / reference.sd_mm
     scale = np.clip(scale, *SCALE_LIMITS)
     affine = np.diag([*(scale * spacing_mm), 1.0])
@@ -129,7 +133,7 @@ def on_frame(fixed: Volume, moving: Volume, pull: Array, frame: Frame) -> refine
     """
     images, known = [], []
     for volume, matrix in ((fixed, np.eye(4)), (moving, pull)):
-        images.append(resample(volume, frame.shape, frame.affine, fill=0.0, pull=matrix))
+        images.append(downsample(volume, frame.shape, frame.affine, fill=0.0, pull=matrix))
         known.append(inside(volume, frame.shape, frame.affine, pull=matrix))
     images = list(preprocess.fill_missing(images[0], images[1], known[0], known[1]))
     f, m = (jnp.asarray(image, jnp.float32) for image in images)

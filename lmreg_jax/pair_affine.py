@@ -38,10 +38,16 @@ class Affine(NamedTuple):
 
 
 def align_pair(
-    fixed: Volume, moving: Volume, fixed_mask: Volume, moving_mask: Volume, method: str = "auto"
+    fixed: Volume,
+    moving: Volume,
+    fixed_mask: Volume,
+    moving_mask: Volume,
+    method: str = "auto",
+    scans: tuple[Volume, Volume] | None = None,
 ) -> Affine:
     """The affine of a pair from its windowed images and lung masks (on the scans' own grids).
 
+    scans: both in HU, for the lungs' surface within a voxel (see `alignment.mask_moments`).
     method: "auto" (elastix where it is installed), "elastix", "moments" or "none" (shift of the lungs'
     centres). What elastix fails at falls back to the moments, and the notes say so.
     """
@@ -49,7 +55,7 @@ def align_pair(
     if method == "none":
         centres = (np.mean(bounding_box_mm(mask), axis=0) for mask in (fixed_mask, moving_mask))
         return Affine(alignment.translation(*centres), "centres", ())
-    initial, parts = align_masks(fixed_mask, moving_mask)
+    initial, parts = align_masks(fixed_mask, moving_mask, scans)
     if any(cut_off(mask) for mask in (fixed_mask, moving_mask)):
         notes.append("the lungs are cut off: the affine step compares the part that both scans show")
     if method == "moments":
@@ -72,7 +78,9 @@ def align_pair(
         return Affine(initial, "moments", tuple(notes))
 
 
-def align_masks(fixed: Volume, moving: Volume) -> tuple[Array, tuple[Volume, Volume]]:
+def align_masks(
+    fixed: Volume, moving: Volume, scans: tuple[Volume, Volume] | None = None
+) -> tuple[Array, tuple[Volume, Volume]]:
     """Pull [4, 4] from two lung masks on their scans' own grids, and their parts that both show.
 
     Whole lungs: matched moments (`alignment.transport`). Cut-off lungs: the ends that both scans hold
@@ -82,7 +90,8 @@ def align_masks(fixed: Volume, moving: Volume) -> tuple[Array, tuple[Volume, Vol
     """
     cuts = [cut_off(mask) for mask in (fixed, moving)]
     small = cropped(fixed), cropped(moving)
-    plain = alignment.transport(*map(alignment.mask_moments, small))
+    hu = scans or (None, None)
+    plain = alignment.transport(*map(alignment.mask_moments, small, hu))
     if not any(cuts):
         return plain, small
     whole = [end for end in ("apex", "base") if not any(end in cut for cut in cuts)]
@@ -95,7 +104,7 @@ def align_masks(fixed: Volume, moving: Volume) -> tuple[Array, tuple[Volume, Vol
         try:
             for _ in range(ROUNDS):
                 parts = common_part(small, (fixed, moving), pull)
-                pull = _height_kept(alignment.transport(*map(alignment.mask_moments, parts)), pull)
+                pull = _height_kept(alignment.transport(*map(alignment.mask_moments, parts, hu)), pull)
         except InputError:  # nothing in common at this stretch
             continue
         score = _overlap(*parts, pull) - STRETCH_COST * abs(np.log(stretch))

@@ -92,7 +92,8 @@ def register_sides(
     check_pair(fixed.scan, moving.scan)
     images = [_windowed(side.scan.volume, model) for side in (fixed, moving)]
     say("affine alignment")
-    found = align_pair(images[0], images[1], fixed.lungs, moving.lungs, affine)
+    scans = fixed.scan.volume, moving.scan.volume
+    found = align_pair(images[0], images[1], fixed.lungs, moving.lungs, affine, scans)
     notes = [*found.notes, *_missing(fixed, moving)]
 
     def on_frame(frame: pair.Frame) -> refinement.Pair:
@@ -144,7 +145,8 @@ def _model_frame(fixed: Side, moving: Side, pull: Array, model: Model, notes: li
             " centred on the fixed lungs"
         )
     spacing = configuration.spacing_mm(model.register.config)
-    return pair.model_frame(fixed.lungs, moving.lungs, pull, (x, y, z), spacing, model.lungs)
+    scans = fixed.scan.volume, moving.scan.volume
+    return pair.model_frame(fixed.lungs, moving.lungs, pull, (x, y, z), spacing, model.lungs, scans)
 
 
 def _missing(fixed: Side, moving: Side) -> list[str]:

@@ -128,7 +128,8 @@ def prepare(
             found = Affine(np.eye(4), "reference", ())
         else:
             windowed = Volume(preprocess.window(own.scan.volume.data, WINDOW), own.scan.volume.affine)
-            found = align_pair(image, windowed, side.lungs, own.lungs, affine)
+            scans = side.scan.volume, own.scan.volume
+            found = align_pair(image, windowed, side.lungs, own.lungs, affine, scans)
         steps[source.name] = _write_case(folder, source, own, found, shape, grid)
     record = {
         "reference": reference,

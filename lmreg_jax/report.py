@@ -35,13 +35,16 @@ PICTURE_MM = 2.0
 MARGIN_MM = 35.0  # around the lungs: the chest wall
 SHOWN_HU = (-1000.0, 300.0)
 COLUMN_INCHES = 2.45
+UNSEEN = np.array([0.35, 0.35, 0.42])  # of the fixed scan's grey, where the moving scan ends
+SIDES = ("x (right)", "y (front)", "z (head)")  # RAS mm grow towards
 
 
 class Picture(NamedTuple):
     """All that the page shows, on one grid of PICTURE_MM around the fixed lungs.
 
-    fixed, affine, warped: [X, Y, Z] in [0, 1]; lungs_*: bool; deformation: [X, Y, Z, 3] mm beyond the
-    affine step; determinant; uncertainty: mm, -1 where unknown.
+    fixed, affine, warped: [X, Y, Z] in [0, 1]; lungs_*: bool; seen_*: bool, where the moving scan has
+    data; deformation: [X, Y, Z, 3] mm beyond the affine step; determinant; uncertainty: mm, -1 where
+    unknown.
     """
 
     frame: Frame
@@ -51,6 +54,8 @@ class Picture(NamedTuple):
     lungs_fixed: Array
     lungs_affine: Array
     lungs_warped: Array
+    seen_affine: Array
+    seen_warped: Array
     deformation: Array
     determinant: Array
     uncertainty: Array
@@ -82,6 +87,11 @@ def pictured(fixed: Side, moving: Side, found: Registered) -> Picture:
     def lungs(transform: Transform) -> Array:
         return warp_labels(transform, moving.lungs, frame.shape, frame.affine) > 0
 
+    frame_of_moving = Volume(np.ones(moving.lungs.data.shape, np.uint8), moving.lungs.affine)
+
+    def seen(transform: Transform) -> Array:
+        return warp_labels(transform, frame_of_moving, frame.shape, frame.affine) > 0
+
     beyond = found.forward._replace(post=back.post @ found.forward.post)
     own = fixed.scan.volume
     return Picture(
@@ -92,6 +102,8 @@ def pictured(fixed: Side, moving: Side, found: Registered) -> Picture:
         lungs_fixed=resample(fixed.lungs, frame.shape, frame.affine, order=0, fill=0) > 0,
         lungs_affine=lungs(step),
         lungs_warped=lungs(found.forward),
+        seen_affine=seen(step),
+        seen_warped=seen(found.forward),
         deformation=np.concatenate(list(dense_displacement(beyond, frame.shape, frame.affine)), axis=2),
         determinant=jacobian(found.forward, frame.shape, frame.affine),
         uncertainty=uncertainty_on(found, frame.shape, frame.affine),
@@ -113,8 +125,10 @@ def draw(path: str | Path, picture: Picture, lines: Sequence[str]) -> Path:
     length = np.linalg.norm(picture.deformation, axis=-1)
     far = max(float(np.percentile(length, 99.5)), 1.0)
     wide = max(float(np.percentile(picture.uncertainty[known], 99.5)), 0.1) if known.any() else 1.0
-    for view, axes in rows:
+    for (view, axes), name in zip(rows, PLANES, strict=True):
         _images(axes, view, picture)
+        middle = picture.frame.affine[view.axis, 3] + PICTURE_MM * view.position
+        axes[0].set_ylabel(f"{name}, {SIDES[view.axis]} {middle:.0f} mm", fontsize=9)
         _colours(axes[5], view, length / far, picture.fixed, "turbo")
         figures.arrows(axes[5], view, picture.deformation / picture.frame.spacing)
         determinant = np.ma.masked_less_equal(view.picture(picture.determinant), 0)
@@ -133,7 +147,9 @@ def draw(path: str | Path, picture: Picture, lines: Sequence[str]) -> Path:
     figure.suptitle("\n".join(lines), fontsize=10, ha="left", x=0.01)
     figure.supxlabel(
         "lines: lungs of the fixed scan (orange) and of the moving one (blue); arrows from a point of the"
-        " fixed scan to its match in the affinely aligned moving scan; folding in yellow",
+        " fixed scan to its match in the affinely aligned moving scan; folding in yellow;\n"
+        "in the overlays dim grey where the moving scan has no data: what is said of the motion there only"
+        " continues its surroundings",
         fontsize=9,
     )
     return figures.save(figure, path)
@@ -149,7 +165,12 @@ def _cut(picture: Picture) -> tuple[int, int, int]:
 def _images(axes: Sequence[Axes], view: View, picture: Picture) -> None:
     """The first five columns: three grey images with the lungs' outlines, two overlays."""
     f, a, w = (view.picture(image) for image in (picture.fixed, picture.affine, picture.warped))
-    overlays = [np.stack([f, a, a], -1), np.stack([f, w, w], -1)]
+    seen = [view.picture(known)[..., None] for known in (picture.seen_affine, picture.seen_warped)]
+    # Where the moving scan ends, red would cry of a difference that nobody knows: the fixed scan, dim.
+    overlays = [
+        np.where(known, np.stack([f, m, m], -1), UNSEEN * f[..., None])
+        for known, m in zip(seen, (a, w), strict=True)
+    ]
     for one, shown in zip(axes, [f, a, w, *overlays], strict=False):
         figures.show(one, view, shown)
     for one, lungs in zip(axes[1:3], (picture.lungs_affine, picture.lungs_warped), strict=True):

@@ -230,14 +230,15 @@ def resample(
     affine: Array,
     *,
     order: int = 1,
-    fill: float,
+    fill: float | None,
     pull: Array | None = None,
 ) -> Array:
     """The volume on another grid: out(i) = volume(volume.affine^-1 pull affine i), [*shape].
 
     affine: target voxel -> target RAS mm; pull [4, 4]: target RAS mm -> the volume's RAS mm.
-    Outside the volume's voxels: `fill`. For a coarser target, order >= 1 smooths first: a
-    Gaussian of sigma^2 = (step^2 - 1) / FWHM^2 source voxels. [Cardoso 2015]
+    Outside the volume's voxels: `fill`, or with None its edge goes on (0 where no voxel is near). For a
+    coarser target, order >= 1 smooths first: a Gaussian of sigma^2 = (step^2 - 1) / FWHM^2 source
+    voxels. [Cardoso 2015]
     """
     matrix = np.linalg.inv(volume.affine) @ (np.eye(4) if pull is None else pull) @ affine
     linear, offset = matrix[:3, :3], matrix[:3, 3].copy()
@@ -247,7 +248,7 @@ def resample(
     reach = 2 if order < 2 else 12  # a spline's coefficients feel an edge 12 voxels away by 1e-7
     data, start = _needed_part(volume.data, shape, matrix, 4 * sigma + reach)
     if data is None:
-        return np.full(tuple(shape), fill, volume.data.dtype if order == 0 else np.float32)
+        return np.full(tuple(shape), fill or 0, volume.data.dtype if order == 0 else np.float32)
     if data.dtype == bool:
         data = data.astype(np.uint8)
     if np.any(sigma > 0.1):  # below, the kernel's neighbours weigh less than 1e-20
@@ -256,7 +257,8 @@ def resample(
     out: Array = ndimage.affine_transform(
         data, linear, offset - start, tuple(shape), dtype, order=order, mode="nearest"
     )
-    out[~_inside(volume.data.shape, shape, linear, offset)] = fill
+    if fill is not None:
+        out[~_inside(volume.data.shape, shape, linear, offset)] = fill
     return out
 
 

@@ -82,12 +82,13 @@ def expected(tmp_path_factory: pytest.TempPathFactory, points: np.ndarray) -> np
     return there
 
 
-# 95th percentile and largest difference, mm. The same voxels in another order give the same; other
-# voxels see the lungs' surface elsewhere, and the threshold finds it within some hundredths of a mm.
+# 95th percentile and largest difference, mm. The same voxels in another order give the same. Other
+# voxels see the lungs' surface and the vessels elsewhere: 0.02 mm and 0.035 mm at most.
 CASES = {
     "other orientations": ((PLAIN, "LPS"), (PLAIN, "SAR"), 1e-3, 1e-3),
-    "other voxels": ((((0, 0, 0), (1.2, 1.2, 3)), "PIL"), (PLAIN, "RAS"), 0.1, 0.2),
-    "oblique": ((((8, -5, 12), (2, 2, 2)), "RAS"), (((-6, 9, 5), (2, 2, 2)), "PIR"), 0.1, 0.2),
+    "other voxels": ((((0, 0, 0), (1.2, 1.2, 3)), "PIL"), (PLAIN, "RAS"), 0.04, 0.07),
+    "oblique": ((((8, -5, 12), (2, 2, 2)), "RAS"), (((-6, 9, 5), (2, 2, 2)), "PIR"), 0.04, 0.07),
+    "all at once": ((((7, 3, -9), (1.2, 1.2, 3)), "ASL"), (((5, -8, 4), (1.5, 1.5, 2.5)), "LIP"), 0.06, 0.1),
 }
 
 

@@ -71,6 +71,24 @@ def test_itk_moves_points_as_we_do(form: Any, suffix: str, tmp_path: Path) -> No
     )
 
 
+@pytest.mark.parametrize("h5py", [True, False])
+def test_a_composite_is_a_quarter_of_the_size(
+    h5py: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without h5py ITK writes its eight bytes a number, and the same transform."""
+    sitk = pytest.importorskip("SimpleITK")
+    if not h5py:
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    t = spaces.transform()
+    write_itk(tmp_path / "t.h5", t)
+    size = (tmp_path / "t.h5").stat().st_size / t.displacement.size
+    assert size < 3 if h5py else size > 8
+    theirs = sitk.CompositeTransform(sitk.ReadTransform(str(tmp_path / "t.h5"))).GetNthTransform(1)
+    field = sitk.GetArrayFromImage(sitk.DisplacementFieldTransform(theirs).GetDisplacementField())
+    wanted = t.displacement.transpose(2, 1, 0, 3) * spaces.LPS_SIGNS
+    np.testing.assert_allclose(field, wanted, atol=0.5 / 8192 + 1e-7)
+
+
 def test_the_edge_of_a_field_is_where_itk_has_it(tmp_path: Path) -> None:
     """Half a voxel beyond the last centre the edge value ends, and nothing moves."""
     sitk = pytest.importorskip("SimpleITK")

@@ -9,6 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from lmreg_jax import nifti_stream
 from lmreg_jax.errors import InputError
 from lmreg_jax.volumes import (
     Volume,
@@ -274,3 +275,13 @@ def test_real_scans_stored_as_lps_arrive_as_ras(name):
     volume = read_volume(shared(f"chest_ct/{name}.nii.gz"))
     assert nib.aff2axcodes(volume.affine) == ("R", "A", "S")
     assert np.all(volume.affine[:3, :3].diagonal() > 0) and volume.data.dtype == np.int16
+
+
+def test_numbers_are_rounded_to_bits_of_mantissa() -> None:
+    random = np.random.default_rng(0)
+    numbers = (random.normal(size=3000) * 10.0 ** random.integers(-6, 6, 3000)).astype(np.float32)
+    out = nifti_stream.rounded(numbers, 12)
+    assert np.max(np.abs(out / numbers - 1)) <= 2.0**-13
+    assert not np.any(out.view(np.uint32) & (2**11 - 1))  # 23 - 12 bits are zero
+    exact = np.float32([0, 1, -1, -0.5, 3, 1 - 2.0**-24])
+    np.testing.assert_array_equal(nifti_stream.rounded(exact, 12), [0, 1, -1, -0.5, 3, 1])
