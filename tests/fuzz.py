@@ -3,7 +3,8 @@
 Each file is read, or refused with an InputError that names it. A reader that raises anything else,
 crashes, works for more than SECONDS, waits for more than PATIENCE, or asks for more than BOUND_MIB of
 memory beyond what its process had at the start (the system refuses more, RLIMIT_AS) has failed; its
-file is kept, and the exit status is 1. The valid files are of a few KiB; deflate, at most 1032 : 1, makes a few MiB of them.
+file is kept, and the exit status is 1. The valid files are of a few KiB; deflate, at most 1032 : 1,
+makes a few MiB of them.
 """
 
 from __future__ import annotations
