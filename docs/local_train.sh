@@ -9,6 +9,7 @@ processes=$1
 shift
 python=${LMREG_PYTHON:-python}
 port=${LMREG_PORT:-$("$python" -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])')}
+set -m # Each in a group of its own: Ctrl-C reaches them once, through the trap. A second time would end them.
 started=()
 for ((process = 0; process < processes; process++)); do
   "$python" -m experiments.train "$@" \
