@@ -85,7 +85,7 @@ class Writer:
     def validated(self, step: int) -> bool:
         """Whether the scores of that step's validation are there."""
         names = [name for name in COLUMNS if name.startswith("val_")]
-        return any(int(row["step"]) == step and any(row[n] for n in names) for row in self.read())
+        return any(int(row["step"]) == step and any(row.get(n) for n in names) for row in self.read())
 
     def add(self, step: int, values: Mapping[str, Any]) -> None:
         """One row; names that are not in COLUMNS go to TensorBoard only."""
