@@ -9,13 +9,14 @@ processes=$1
 shift
 python=${LMREG_PYTHON:-python}
 port=${LMREG_PORT:-$("$python" -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])')}
+set -m # Each in a group of its own: Ctrl-C reaches them once, through the trap. A second time would end them.
 started=()
+trap 'kill -TERM "${started[@]}" 2> /dev/null' INT TERM
 for ((process = 0; process < processes; process++)); do
   "$python" -m experiments.train "$@" \
     --coordinator="127.0.0.1:$port" --processes="$processes" --process="$process" &
   started+=($!)
 done
-trap 'kill -TERM "${started[@]}" 2> /dev/null' INT TERM
 status=0
 for ((process = processes - 1; process >= 0; process--)); do
   while :; do

@@ -5,8 +5,10 @@ reads its own share of every batch. What all must know alike (the state at the s
 goes over the devices; waiting for each other, and the last words of a process that ends early, go
 through the coordinator's table of keys, where a wait may be long and Python can look after signals.
 
-A process that ends early, for whatever reason, says so there; a thread of each of the others reads it
-and ends its own process, with the same status, even inside a collective that will never come back.
+A process that ends early says so there; a thread of each of the others reads it and ends its own
+process, with the same status, even inside a collective that will never come back. One that is killed
+says nothing, and with process 0 the table goes: JAX then ends the others from C++, where no Python
+runs. `last_words` speak for all of these.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from experiments import preemption
+from experiments.last_words import LastWords
 from lmreg_jax import configuration
 from lmreg_jax.all_pairs import AllPairs
 from lmreg_jax.errors import InputError, exits_cleanly
@@ -42,6 +45,11 @@ JOIN_SECONDS = 300  # for all processes to have started
 POLL_SECONDS = 1.0
 FAREWELL_SECONDS = 10.0  # for the others to have read why this process ends
 DIED_SECONDS = 5.0  # for the reason of a broken connection to be known
+
+AGAIN = (
+    "The checkpoints are whole: start all processes again by the same command, and the run goes on from"
+    " the last one."
+)
 
 log = logging.getLogger(__name__)
 
@@ -97,6 +105,7 @@ class Several(Team):
         self._ending = threading.Lock()
         self._over = threading.Event()
         self._largest = jax.pmap(lambda value: lax.pmax(value, "all"), axis_name="all")
+        self._last_words = LastWords(_if_killed(self.index, self.count))
         threading.Thread(target=self._watch, daemon=True).start()
 
     def devices(self) -> list[jax.Device] | None:
@@ -136,7 +145,7 @@ class Several(Team):
                 silent = 0
             except jax.errors.JaxRuntimeError:
                 silent += 1
-                ended = {0: {"status": 1, "message": "gone without a word"}} if silent > 2 else {}
+                ended = {0: {"status": 1, "message": f"gone without a word. {AGAIN}"}} if silent > 2 else {}
             if ended:
                 self._follow(ended)
 
@@ -162,7 +171,11 @@ class Several(Team):
         with self._ending:
             status = _show(error)
             if isinstance(error, jax.errors.JaxRuntimeError):
-                print("If the connection broke, look at what the other processes said.", file=sys.stderr)
+                print(
+                    "If the connection broke, another process was killed, or its machine is down: look at"
+                    f" what the others said. {AGAIN}",
+                    file=sys.stderr,
+                )
             self._end(status, str(error) if status != preemption.RESUME_STATUS else "told to stop")
 
     def _end(self, status: int, message: str, *, follows: bool = False) -> NoReturn:
@@ -181,6 +194,7 @@ class Several(Team):
                 time.sleep(0.5)  # For the answers to be on their way.
         except jax.errors.JaxRuntimeError:
             pass
+        self._last_words.take_back()
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError):
                 stream.flush()
@@ -191,6 +205,15 @@ class Several(Team):
         self.meet("all is done")
         self._over.set()
         jax.distributed.shutdown()
+        self._last_words.take_back()
+
+
+def _if_killed(index: int, count: int) -> str:
+    """What happened, as far as can be told from outside, and what to do."""
+    cause = "it was killed (kill -9, the system out of memory) or crashed"
+    if index:
+        cause += ", or process 0 was and JAX has ended this one for it: look at what process 0 said"
+    return f"process {index} of {count} has ended without a word: {cause}. {AGAIN}"
 
 
 def check_alike(team: Team, config: ConfigDict, pairs: Sequence[tuple[str, str]]) -> None:

@@ -70,17 +70,20 @@ class Writer:
         self._board = Board(self._folder, step)
 
     def read(self) -> list[dict[str, str]]:
-        """The whole rows so far."""
+        """The whole rows so far; what a fault of the disk has left of others is passed over."""
         if not self._path.exists():
             return []
         text = self._path.read_text(encoding="utf-8", errors="replace")
-        table = csv.DictReader(text[: text.rfind("\n") + 1].splitlines())
-        return [row for row in table if None not in row.values() and row.get("step", "").isdigit()]
+        header, *lines = text[: text.rfind("\n") + 1].split("\n")
+        names = header.split(",")
+        rows = (line.split(",") for line in lines)
+        table = [dict(zip(names, cells, strict=True)) for cells in rows if len(cells) == len(names)]
+        return [row for row in table if _is_whole(row)]
 
     def validated(self, step: int) -> bool:
         """Whether the scores of that step's validation are there."""
         names = [name for name in COLUMNS if name.startswith("val_")]
-        return any(int(row["step"]) == step and any(row[n] for n in names) for row in self.read())
+        return any(int(row["step"]) == step and any(row.get(n) for n in names) for row in self.read())
 
     def add(self, step: int, values: Mapping[str, Any]) -> None:
         """One row; names that are not in COLUMNS go to TensorBoard only."""
@@ -99,6 +102,16 @@ class Writer:
 def _tag(name: str) -> str:
     group, _, rest = name.partition("_")
     return f"validation/{rest}" if group == "val" else f"train/{name}"
+
+
+def _is_whole(row: Mapping[str, str]) -> bool:
+    """Whether its step is a count, and every other cell a number or empty."""
+    step = row.get("step", "")
+    try:
+        _ = [float(cell) for cell in row.values() if cell]
+        return step.isascii() and step.isdigit() and int(step) >= 0
+    except ValueError:
+        return False
 
 
 def _step_of(line: str) -> float:

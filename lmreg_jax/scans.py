@@ -23,6 +23,7 @@ from lmreg_jax.volumes import (
     MAX_VOXELS,
     SPACING_LIMITS,
     Volume,
+    check_axes,
     read_volume,
     spacing,
     unit_mm,
@@ -141,6 +142,7 @@ def make_scan(path: str, data: Array, affine: Array, dtype: DTypeLike) -> Scan:
     edges = spacing(affine)
     if not np.isfinite(affine).all() or edges.min() < SPACING_LIMITS[0] or edges.max() > SPACING_LIMITS[1]:
         raise InputError(f"{path}: voxel spacing {edges} mm; zero, tiny and huge spacings are refused")
+    check_axes(path, affine)
     if data.dtype.kind not in "iu":
         data = data.astype(np.float32, copy=False)
         broken = data.size - int(np.isfinite(data).sum())

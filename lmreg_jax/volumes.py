@@ -49,6 +49,7 @@ MAX_VOXELS = 2**31  # 1290 voxels a side; a header that claims more is taken for
 MAX_EXTENSION = 2**24  # bytes of a NIfTI header extension
 MAX_INFLATION = 1032  # deflate cannot do better than 1032 : 1, so a .gz bounds what it can hold
 SPACING_LIMITS = (1e-3, 1e3)  # mm
+SHEAR_LIMIT = 1e-3  # cosine between axes: half a millimetre over a chest; headers round at 1e-6
 MILLIMETRES = {"meter": 1e3, "micron": 1e-3}  # NIfTI's length units other than mm
 DAMAGE = (  # what nibabel, gzip and zlib raise on damaged files
     OSError,
@@ -191,6 +192,8 @@ def unit_mm(image: Any) -> float:
 
 
 def _checked_affine(path: Path, image: Any) -> Array:
+    if not int(image.header["sform_code"]):
+        _check_steps(path, image)
     affine = np.array(image.affine, np.float64)
     affine[:3] *= unit_mm(image)
     if not np.isfinite(affine).all():
@@ -200,11 +203,38 @@ def _checked_affine(path: Path, image: Any) -> Array:
         raise InputError(
             f"{path}: voxel spacing {_numbers(edges)} mm; zero, tiny and huge spacings are refused"
         )
-    if abs(np.linalg.det(affine[:3, :3] / edges)) < 1e-3:
-        raise InputError(f"{path}: the header's affine is singular: its axes lie in one plane")
+    check_axes(path, affine)
     if not (int(image.header["sform_code"]) or int(image.header["qform_code"])):
         log.warning("%s: the header holds no orientation; taken as %s", path, nib.aff2axcodes(affine))
     return affine
+
+
+def _check_steps(path: Path, image: Any) -> None:
+    """Refuses voxel sizes of 0 and below, from which nibabel makes 1 and their absolute value."""
+    kind = type(image.header)
+    holder = image.file_map.get("header", image.file_map["image"])  # Two files (.hdr, .img), or one.
+    with holder.get_prepare_fileobj("rb") as file:
+        steps = kind(file.read(kind.template_dtype.itemsize), check=False)["pixdim"][1:4]
+    if not (steps > 0).all():
+        raise InputError(f"{path}: voxel spacing {_numbers(steps)} mm in the header; it must be above 0")
+
+
+def check_axes(path: str | os.PathLike[str], affine: Array) -> None:
+    """InputError where the voxels' axes lie in one plane; a warning where they are not at right angles.
+
+    Sheared axes are exact here, but NIfTI's qform and ITK's directions cannot say them.
+    """
+    axes = affine[:3, :3] / spacing(affine)
+    if abs(np.linalg.det(axes)) < 1e-3:
+        raise InputError(f"{path}: the header's affine is singular: its axes lie in one plane")
+    cosines = np.abs((axes.T @ axes)[np.triu_indices(3, 1)])
+    if cosines.max() > SHEAR_LIMIT:
+        log.warning(
+            "%s: sheared: two of its axes are at %.1f degrees, not 90. It is read as it says, but ITK, ANTs"
+            " and 3D Slicer show it, and what is written on its grid, without the shear: resample it first",
+            path,
+            np.degrees(np.arccos(min(cosines.max(), 1.0))),
+        )
 
 
 def write_volume(path: str | os.PathLike[str], volume: Volume, dtype: DTypeLike | None = None) -> None:

@@ -1,9 +1,10 @@
 """Breaks files in many ways and reads them:  python -m tests.fuzz --count 10000 [--seed 1]
 
 Each file is read, or refused with an InputError that names it. A reader that raises anything else,
-crashes, takes more than SECONDS, or asks for more than BOUND_MIB of memory beyond what its process
-had at the start (the system refuses more, RLIMIT_AS) has failed; its file is kept, and the exit
-status is 1. The valid files are of a few KiB; deflate, at most 1032 : 1, makes a few MiB of them.
+crashes, works for more than SECONDS, waits for more than PATIENCE, or asks for more than BOUND_MIB of
+memory beyond what its process had at the start (the system refuses more, RLIMIT_AS) has failed; its
+file is kept, and the exit status is 1. The valid files are of a few KiB; deflate, at most 1032 : 1,
+makes a few MiB of them.
 """
 
 from __future__ import annotations
@@ -30,8 +31,9 @@ from tests.fuzz_readers import KINDS
 from tests.mutations import mutated
 
 BOUND_MIB = 256
-SECONDS = 20  # a file takes milliseconds; this is for a machine that is busy elsewhere
-SILENCE = 90  # seconds without a word from a worker, after which it hangs where Python cannot look
+SECONDS = 20  # of the processor's time; a file takes milliseconds
+PATIENCE = 600  # seconds by the clock, for one that waits for something; a busy machine takes its time
+SILENCE = 700  # the same for a worker without a word: it hangs where Python cannot look
 
 
 class TooSlowError(BaseException):
@@ -61,7 +63,8 @@ def work(kind: str, first: int, count: int, seed: int, keep: Path) -> None:
     def too_slow(*_: object) -> None:
         raise TooSlowError
 
-    signal.signal(signal.SIGALRM, too_slow)
+    for number in (signal.SIGPROF, signal.SIGALRM):
+        signal.signal(number, too_slow)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "valid").mkdir()
@@ -75,11 +78,13 @@ def work(kind: str, first: int, count: int, seed: int, keep: Path) -> None:
             say(at=number)
             path = broken(kind, number, seed, valid, folder)
             try:
-                signal.alarm(SECONDS)
+                signal.setitimer(signal.ITIMER_PROF, SECONDS)
+                signal.alarm(PATIENCE)
                 problem = fuzz_readers.complaint(kind, path)
             except TooSlowError:
-                problem = f"took more than {SECONDS} s"
+                problem = f"took more than {SECONDS} s of work, or {PATIENCE} s in all"
             finally:
+                signal.setitimer(signal.ITIMER_PROF, 0)
                 signal.alarm(0)
             if problem:
                 say(at=number, problem=problem)

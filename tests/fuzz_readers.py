@@ -239,6 +239,35 @@ def _read_cache_entry(path: Path) -> object:
     return whole
 
 
+def _run(folder: Path) -> list[Path]:
+    """What a training's folder holds beside its config and checkpoints."""
+    from experiments import provenance, scalars
+
+    run = folder / "run"
+    run.mkdir()
+    with scalars.Writer(run) as table:
+        table.rewind(0)
+        for step in (1, 2, 3, 4):
+            table.add(step, {"loss": 1.5 / step, "val_dice": 0.5} if step % 2 else {"loss": 1.5})
+            table.add_skipped(step, [("c0", "c1"), ("c1", "c0")], {"loss": float("nan")})
+    shutil.rmtree(run / "tensorboard", ignore_errors=True)
+    start = {"step": 0, "seed": 0, "python": "3.11.7", "devices": {"cpu": 1}, "packages": {"jax": "0.10.2"}}
+    (run / provenance.FILE).write_text(json.dumps([start, start | {"step": 2}]), encoding="utf-8")
+    return [run]
+
+
+def _read_run(path: Path) -> object:
+    """As a resumed training does: what is damaged is passed over, so nothing is ever refused."""
+    from experiments import provenance, scalars, workdir_lock
+
+    with workdir_lock.held(path), scalars.Writer(path) as table:
+        table.validated(2)
+        table.rewind(3)
+        assert all(int(row["step"]) <= 3 for row in table.read())
+    starts = provenance._read(path / provenance.FILE)
+    return starts and provenance._changes(starts[-1], {"seed": 0, "packages": {"jax": "0.12.0"}})
+
+
 def _itk_image(suffix: str) -> Callable[[Path], list[Path]]:
     def write(folder: Path) -> list[Path]:
         import SimpleITK as sitk  # noqa: N813
@@ -346,6 +375,7 @@ KINDS: dict[str, Kind] = {
     "checkpoint": Kind(_checkpoint, _read_checkpoint, 3),
     "model": Kind(_model, _read_model, 3),
     "cache entry": Kind(_cache_entry, _read_cache_entry, 3),
+    "run": Kind(_run, _read_run, 3, text=True),
     "image.mha": Kind(_itk_image(".mha"), _read_scan, 3, text=True, needs=("SimpleITK",)),
     "image.nrrd": Kind(_itk_image(".nrrd"), _read_scan, 3, text=True, needs=("SimpleITK",)),
     "dicom": Kind(_dicom, _read_scan, 2, needs=("SimpleITK",)),

@@ -263,6 +263,37 @@ def test_affines_that_place_nothing_are_refused(tmp_path, affine, words):
     refused(path, words)
 
 
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+@pytest.mark.parametrize("size", [0.0, -2.0, np.nan])
+@pytest.mark.parametrize("qform_code", [0, 1])
+def test_voxel_sizes_of_zero_and_below_are_refused(tmp_path, suffix, size, qform_code):
+    """nibabel would read 0 as 1 mm, and -2 as 2."""
+    image = nib.Nifti1Image(np.zeros((4, 4, 4), np.int16), affine_of())
+    image.set_sform(None, code=0)
+    image.set_qform(affine_of(), code=qform_code)
+    path = tmp_path / f"a{suffix}"
+    nib.save(image, path)
+    assert np.allclose(spacing(read_volume(path).affine), (2, 3, 4))
+    content = bytearray(gzip.decompress(path.read_bytes()) if suffix == ".nii.gz" else path.read_bytes())
+    content[84:88] = np.float32(size).tobytes()  # pixdim[2]
+    path.write_bytes(gzip.compress(bytes(content)) if suffix == ".nii.gz" else bytes(content))
+    refused(path, "voxel spacing 2 x .* in the header; it must be above 0")
+
+
+def test_sheared_axes_are_read_as_they_are_and_told(tmp_path, caplog):
+    affine = affine_of((2.0, 2.0, 2.0))
+    affine[0, 2] = 2 * np.sin(np.radians(5))
+    affine[2, 2] = 2 * np.cos(np.radians(5))
+    nib.save(nib.Nifti1Image(np.zeros((4, 4, 4), np.int16), affine), tmp_path / "a.nii")
+    np.testing.assert_allclose(read_volume(tmp_path / "a.nii").affine, affine, atol=1e-6)
+    assert "a.nii: sheared: two of its axes are at 85.0 degrees" in caplog.text
+    caplog.clear()
+    turn = rotated() @ affine_of((0.7, 0.7, 5.0))
+    nib.save(nib.Nifti1Image(np.zeros((4, 4, 4), np.int16), turn), tmp_path / "b.nii")
+    read_volume(tmp_path / "b.nii")
+    assert not caplog.text
+
+
 def test_other_formats_and_names_are_refused(tmp_path):
     with pytest.raises(InputError, match="written as"):
         write_volume(tmp_path / "a.mha", Volume(np.zeros((2, 2, 2)), np.eye(4)))
