@@ -93,12 +93,8 @@ def test_the_best_checkpoint_is_the_latest_that_is_not_clearly_worse(
     second: float, chosen: int, config: ConfigDict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Clearly: by more than a standard error of 0.3 mm."""
-    scores = iter(
-        [
-            {"tre_mm": tre, "tre_mm_error": 0.3, "dice": math.nan, "dice_error": math.nan}
-            for tre in (3.0, second)
-        ]
-    )
+    first = {"tre_mm": 3.0, "tre_mm_error": 0.3, "dice": math.nan, "dice_error": math.nan}
+    scores = iter([first, first | {"tre_mm": second}])
     more = {"tre_initial_mm": 9.0, "folding_percent": 0.0}
     monkeypatch.setattr(program.evaluation, "validation_scores", lambda *_: next(scores) | more)
     program.train(config, tmp_path / "run", evaluate=False)
