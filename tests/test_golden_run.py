@@ -41,7 +41,7 @@ def settings(root: Path, cache: Path) -> ConfigDict:
     config.model.encoder, config.model.decoder, config.model.final = (4, 6), (6, 5), (4,)
     config.model.field_stride, config.model.normalisation = 2, "instance"
     config.model.head_scale, config.model.dtype = 1.0, "float32"
-    config.model.inputs, config.model.passes = "forces", 3
+    config.model.inputs, config.model.passes = "images", 1
     for name, value in {
         "reading": "voxelmorph",
         "precision": 10.0,
