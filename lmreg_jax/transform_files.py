@@ -250,6 +250,8 @@ def _read_nifti_field(path: Path) -> Transform:
             raise InputError(
                 f"{path}: shape {shape}; no displacement field of ITK: [X, Y, Z, 1, 3] is needed"
             )
+        if image.get_data_dtype().kind not in "iuf":
+            raise InputError(f"{path}: voxels of type {image.get_data_dtype()}; real numbers are needed")
         vectors = np.asarray(image.dataobj, np.float32)[..., 0, :]
     except DAMAGE as error:
         if isinstance(error, InputError):

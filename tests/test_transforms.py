@@ -392,6 +392,8 @@ def broken(folder: Path, what: str) -> Path:
             data = data[..., 0, 0]
         if what == "not finite":
             data[1, 1, 1] = np.nan
+        if what == "colours":
+            data = np.zeros((4, 5, 6, 1, 3), [(c, np.uint8) for c in "RGB"])
         image = nib.Nifti1Image(data, np.eye(4))
         image.header.set_intent("none" if what == "no intent" else "vector")
         nib.save(image, path)
@@ -411,6 +413,7 @@ def broken(folder: Path, what: str) -> Path:
         ("singular", "singular"),
         ("other kind", "not a kind of transform"),
         ("an image", "no displacement field"),
+        ("colours", "real numbers are needed"),
         ("not finite", "not finite"),
         ("no intent", "intent 0"),
         ("truncated", "not a readable displacement field"),
