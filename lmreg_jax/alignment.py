@@ -85,7 +85,7 @@ def _projections(parts: Sequence[Array], hu: Array | None) -> dict[tuple[int, in
     for part in parts:
         index, excess = surface_excess(part, hu) if hu is not None else ((), np.zeros(0))
         for pair, summed in planes.items():
-            along = np.sum(part, axis=3 - sum(pair), dtype=np.float64)
+            along: Array = np.asarray(np.sum(part, axis=3 - sum(pair), dtype=np.float64))
             if hu is not None:
                 np.add.at(along, tuple(index[a] for a in pair), excess)
             summed += along / along.sum() / len(parts)
