@@ -17,6 +17,9 @@ os.environ["XLA_FLAGS"] = " ".join(
     ]
 )
 
+# The commands would keep compiled programs in the user's own folder, and find there what it holds.
+os.environ["LMREG_COMPILATION_CACHE"] = "off"
+
 import jax
 import pytest
 

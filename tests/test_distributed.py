@@ -42,6 +42,7 @@ def run(folder: Path, count: int, devices: int) -> list[dict[str, np.ndarray]]:
     return [dict(np.load(file)) for file in files]
 
 
+@pytest.mark.versions
 @pytest.mark.slow
 def test_two_processes_of_two_devices_train_as_one_of_four(tmp_path: Path) -> None:
     """Sums over pairs are taken in another order: 1e-5 of the gradient a step, and three steps.

@@ -85,6 +85,7 @@ def curve(folder: Path) -> dict[str, list[float | None]]:
     return {name: [float(row[name]) if row[name] else None for row in table] for name in COLUMNS}
 
 
+@pytest.mark.versions
 @pytest.mark.slow
 def test_the_loss_curve_is_the_one_on_record(tmp_path: Path) -> None:
     found, golden = curve(tmp_path), json.loads(FILE.read_text(encoding="utf-8"))

@@ -83,6 +83,7 @@ def outcome(dtype: Any, normalisation: str) -> Outcome:
     )
 
 
+@pytest.mark.versions
 @pytest.mark.slow
 @pytest.mark.parametrize("normalisation", ["none", "instance"])
 def test_float32_is_float64_up_to_its_rounding(normalisation: str) -> None:

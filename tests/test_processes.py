@@ -215,6 +215,7 @@ def test_two_processes_train_as_one_by_the_script_for_one_machine(command: Comma
     assert sorted(name for name in written if name.isdigit()) == ["2", "4", "6", "8"]
 
 
+@pytest.mark.versions
 @pytest.mark.slow
 def test_a_checkpoint_goes_on_with_any_number_of_devices_and_processes(
     command: Command, alone: Path, caplog: pytest.LogCaptureFixture
@@ -310,6 +311,7 @@ def test_an_error_in_one_ends_both(command: Command) -> None:
     assert "process 0 has ended: process 1 would train on other pairs" in other
 
 
+@pytest.mark.versions
 @pytest.mark.slow
 @pytest.mark.parametrize("killed", [0, 1])
 def test_a_process_that_is_killed_ends_the_other_which_says_what_to_do(command: Command, killed: int) -> None:
