@@ -23,6 +23,9 @@ AIR_HU = -400.0  # between lung (about -850) and tissue (about 40), where half a
 OPEN_AIR_HU = -940.0  # darker is outside air, or gas in stomach and bowel
 OPENING_MM = 3.0  # thinner tissue (clothes, blankets, the table's shell) is no body
 IN_SLICE = ndimage.generate_binary_structure(3, 1) & np.array([False, True, False])
+# Of a voxel in the coarser mask, read trilinearly; between the two the scan's own HU decide. No simple
+# fractions: in voxels of 1.5 mm every fourth share is a quarter, where rounding would choose a side.
+SURELY_OUT, SURELY_IN = 0.17, 0.83
 VESSEL_MM = 8.0  # closing radius: hilar vessels are up to 15 mm wide
 NO_LUNGS = (
     "no lungs found: there is no air inside a body; the scan must be a chest CT in HU (or give "
@@ -77,7 +80,7 @@ def _on_grid_of(volume: Volume, labels: Volume) -> Volume:
     for label in (LEFT, RIGHT):
         one = Volume((labels.data == label).astype(np.float32), labels.affine)
         share = resample(one, out.shape, volume.affine, fill=0.0)
-        out[(share > 0.75) | (share > 0.25) & air] = label
+        out[(share > SURELY_IN) | (share > SURELY_OUT) & air] = label
     return Volume(out, volume.affine)
 
 
