@@ -60,6 +60,8 @@ class Ablation(NamedTuple):
     landmarks: int = 0
 
 
+GEOMETRIC = ("rotation_deg", "scale", "translation_mm", "elastic_mm")
+
 # Values of the config itself are its own line, "as configured", and not repeated.
 ABLATIONS = (
     Ablation("landmark_term", "off", {"objective.landmark_weight": 0.0}),
@@ -81,6 +83,12 @@ ABLATIONS = (
     Ablation("landmarks", "all points", landmarks=ALL_POINTS),
     Ablation("subjects", "5", subjects=5),
     Ablation("subjects", "10", subjects=10),
+    Ablation("network", "images alone, one pass, as [Hu]", {"model.inputs": "images", "model.passes": 1}),
+    Ablation("network", "images alone", {"model.inputs": "images"}),
+    Ablation("network", "one pass", {"model.passes": 1}),
+    Ablation("network", "no normalisation", {"model.normalisation": "none"}),
+    Ablation("augmentation", "off", {f"augment.{name}": 0.0 for name in GEOMETRIC}),
+    Ablation("augmentation", "each image by itself", {"augment.shared": False}),
 )
 BASE = Ablation("base", "as configured")
 
