@@ -42,13 +42,21 @@ AUGMENTED = {
     "augment.elastic_mm": 5.0,
     "augment.shared": True,
 }
+MILDLY = {
+    "augment.rotation_deg": 3.0,
+    "augment.scale": 0.03,
+    "augment.translation_mm": 4.0,
+    "augment.elastic_mm": 4.0,
+    "augment.shared": True,
+}
 PASSES = {**WEIGHTED, "model.passes": 3}
 FORCES = {**PASSES, "model.inputs": "forces"}
 SHARPER = {**FORCES, "objective.image_sigma": 0.03}
-HEAVIER = {**SHARPER, "objective.landmark_weight": 10.0}
-DEFAULT = {**HEAVIER, **AUGMENTED}
+SHARED = {**SHARPER, **MILDLY}
+PAIR = {**SHARED, "train.pairs_per_batch": 2}
+DEFAULT = {**PAIR, "objective.landmark_weight": 5.0}
 
-# The batch of four costs four visits a step: recipes with one pair a batch get four times the steps.
+# The batch of four costs four visits a step: recipes with fewer pairs a batch get more steps.
 RECIPES: dict[str, dict[str, Any]] = {
     "paper's recipe (1 pair, lr 1e-4)": {},
     "paper's recipe, lr 1e-3": {"train.learning_rate": 1e-3},
@@ -68,8 +76,15 @@ RECIPES: dict[str, dict[str, Any]] = {
     "+ three passes": PASSES,
     "+ the demons' force as input": FORCES,
     "+ image sigma 0.03": SHARPER,
-    "+ landmark weight 10": HEAVIER,
-    "+ augmented, one change for both images (the default)": DEFAULT,
+    "+ augmented mildly, one change for both images": SHARED,
+    "+ one pair in both orders a step, twice the steps": PAIR,
+    "+ landmark weight 5 (the default)": DEFAULT,
+    "  landmark weight 10": {**DEFAULT, "objective.landmark_weight": 10.0},
+    "  one pair in one order a step, four times the steps": {
+        **DEFAULT,
+        "train.pairs_per_batch": 1,
+        "train.both_orders": False,
+    },
     "  without the landmark term": {**DEFAULT, "objective.landmark_weight": 0.0},
 }
 
