@@ -71,9 +71,11 @@ def train(
     devices = jax.device_count() if team.count > 1 else jax.local_device_count()
     if config.train.pairs_per_batch % devices:
         of = f" of {team.count} processes" if team.count > 1 else ""
+        even = 2 if config.train.both_orders and devices % 2 else 1
+        least = devices * even * -(-config.train.pairs_per_batch // (devices * even))
         raise InputError(
             f"config.train.pairs_per_batch is {config.train.pairs_per_batch};"
-            f" it must be a multiple of the {devices} devices{of}"
+            f" it must be a multiple of the {devices} devices{of}: --config.train.pairs_per_batch={least}"
         )
     with (
         workdir_lock.held(workdir) if team.lead else contextlib.nullcontext(),

@@ -68,6 +68,7 @@ def test_train_then_evaluate(tmp_path: Path) -> None:
         "model.encoder": "(4,)",
         "model.decoder": "(4,)",
         "model.final": "()",
+        "model.passes": 1,
         "train.steps": 2,
         "train.pairs_per_batch": 2,
     }

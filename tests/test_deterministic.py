@@ -23,6 +23,7 @@ VALUES = {
     "model.encoder": "(4,6)",
     "model.decoder": "(6,5)",
     "model.final": "()",
+    "model.passes": 1,
     "train.steps": 4,
     "train.pairs_per_batch": 2,
     "train.validate_every": 2,

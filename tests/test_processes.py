@@ -40,6 +40,7 @@ VALUES = {
     "model.encoder": "(4,)",
     "model.decoder": "(4,)",
     "model.final": "()",
+    "model.passes": 1,
     # Biases before a normalisation have no gradient but rounding, which Adam makes as large as others.
     "model.normalisation": "none",
     "objective.integration_steps": 2,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,9 @@ PLAIN = ((0.0, 0.0, 0.0), (2.0, 2.0, 2.0))
 
 def inside(points: np.ndarray, centre: Any, axes: Any) -> np.ndarray:
     """An ellipsoid with a soft edge, 1 inside, at points [..., 3] in mm."""
-    radius = np.linalg.norm((points - centre) / axes, axis=-1)
-    return 1 / (1 + np.exp(np.clip((radius - 1) * min(axes) / 2.5, -40, 40)))
+    scaled = (points - np.float32(centre)) / np.float32(axes)
+    radius = np.sqrt(np.einsum("...i,...i", scaled, scaled))
+    return 1 / (1 + np.exp(np.clip((radius - 1) * np.float32(min(axes) / 2.5), -40, 40)))
 
 
 def thorax(points: np.ndarray, subject: float) -> np.ndarray:
@@ -51,8 +53,8 @@ def stored(path: Path, subject: float, how: tuple[Any, Any], code: str = "RAS") 
     affine = np.eye(4)
     affine[:3, :3] = turn * spacing
     affine[:3, 3] = (5, -3, 8) - affine[:3, :3] @ ((size - 1) / 2)
-    index = np.moveaxis(np.indices(size), 0, -1)
-    hu = thorax(index @ affine[:3, :3].T + affine[:3, 3], subject)
+    index = np.moveaxis(np.indices(size, np.float32), 0, -1)
+    hu = thorax(index @ np.float32(affine[:3, :3].T) + np.float32(affine[:3, 3]), subject)
     image = nib.Nifti1Image(np.rint(hu).astype(np.int16), affine)
     axes = nib.orientations.axcodes2ornt(code)
     turned = nib.orientations.ornt_transform(nib.io_orientation(image.affine), axes)
@@ -60,10 +62,16 @@ def stored(path: Path, subject: float, how: tuple[Any, Any], code: str = "RAS") 
     return path
 
 
+@cache
+def shipped_model() -> Any:
+    """Once: each one loaded compiles anew."""
+    return pair_registration.load_model(model_files.DEFAULT)
+
+
 def registered(fixed: Path, moving: Path, points: np.ndarray) -> np.ndarray:
     """Where the points of the fixed scan go, RAS mm."""
-    model = pair_registration.load_model(model_files.DEFAULT)
-    found = pair_registration.register_sides(read_side(fixed), read_side(moving), model, affine="moments")
+    sides = read_side(fixed), read_side(moving)
+    found = pair_registration.register_sides(*sides, shipped_model(), affine="moments")
     return transform_points(found.forward, points)
 
 

@@ -64,6 +64,7 @@ def settings(root: Path, folder: Path) -> ConfigDict:
     config.model.normalisation = "none"
     config.objective.integration_steps = 2
     config.train.steps = 4
+    config.train.pairs_per_batch = 4  # one for each of the tests' devices
     config.train.schedule, config.train.warmup_steps = "constant", 0
     config.train.checkpoint_every = config.train.validate_every = 2
     config.train.log_every = 1
