@@ -166,6 +166,7 @@ def deformed(size_mm: float) -> Side:
     return side(Volume(data.astype(np.int16), ct.affine), Volume(mask, lungs.affine))
 
 
+@pytest.mark.slow
 def test_without_a_model_it_is_affine_and_refinement() -> None:
     fixed, moving = sides(np.eye(4))[0], deformed(40.0)
     still = register_sides(fixed, moving, None, affine="moments")

@@ -282,7 +282,7 @@ def test_too_few_cases_are_told_before_training(
 
 def test_devices_that_do_not_divide_the_batch_are_named(config: ConfigDict, tmp_path: Path) -> None:
     config.train.pairs_per_batch = 6
-    with pytest.raises(InputError, match=r"pairs_per_batch is 6.*multiple of the 4 devices"):
+    with pytest.raises(InputError, match=r"is 6;.*of the 4 devices: --config\.train\.pairs_per_batch=8$"):
         program.train(config, tmp_path / "run")
 
 
