@@ -12,16 +12,27 @@ os.environ["XLA_FLAGS"] = " ".join(
         "--xla_force_host_platform_device_count=4",
         "--xla_backend_optimization_level=0",
         # Four devices on two busy cores wait for each other: after 40 s XLA would abort the process.
-        "--xla_cpu_collective_call_terminate_timeout_seconds=600",
+        "--xla_cpu_collective_call_terminate_timeout_seconds=180",
         os.environ.get("XLA_FLAGS", ""),
     ]
 )
+
+# XLA's thread pool, by default of as many threads as there are devices. While three of them wait in a
+# collective for the fourth, that one's parallel loops find no thread left: rarely, all stand still.
+os.environ.setdefault("NPROC", "16")
 
 # The commands would keep compiled programs in the user's own folder, and find there what it holds.
 os.environ["LMREG_COMPILATION_CACHE"] = "off"
 
 import jax
 import pytest
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_programs_left() -> Iterator[None]:
+    """A module's compiled programs go with it: kept, they grow to gigabytes in each worker."""
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture
