@@ -312,9 +312,8 @@ def test_an_error_in_one_ends_both(command: Command) -> None:
     assert "process 0 has ended: process 1 would train on other pairs" in other
 
 
-@pytest.mark.versions
 @pytest.mark.slow
-@pytest.mark.parametrize("killed", [0, 1])
+@pytest.mark.parametrize("killed", [pytest.param(0, marks=pytest.mark.versions), 1])
 def test_a_process_that_is_killed_ends_the_other_which_says_what_to_do(command: Command, killed: int) -> None:
     """Process 0 keeps what the runtime needs: with it gone, no Python of the other runs any more."""
     workdir = command.folder / f"killed_{killed}"
