@@ -20,6 +20,7 @@ EXACT = 1e-11
 
 # Compiled whole: op by op, each new shape costs a compilation for each operation.
 sample = jax.jit(fields.sample)
+sample_by_corners = jax.jit(fields._sample_by_corners)  # An image's way on a GPU.
 sample_reference = jax.jit(fields.sample_reference)
 warp = jax.jit(fields.warp)
 compose = jax.jit(fields.compose)
@@ -49,27 +50,43 @@ def test_sample_is_scipys_and_its_reference(where: str, channels: tuple[int, ...
     random = np.random.default_rng(0)
     values, positions = random.normal(size=(*SHAPE, *channels)), POSITIONS[where](random)
     expected = numerics.sample(values, positions)
-    for function in (sample, sample_reference):
+    for function in (sample, sample_by_corners, sample_reference):
         np.testing.assert_allclose(function(values, positions), expected, atol=EXACT)
 
 
 @jax.jit
 def slopes(values: jax.Array, positions: jax.Array, weights: jax.Array) -> list[Any]:
-    """Derivatives of a weighted sum over samples by values and positions, by either way."""
+    """Derivatives of a weighted sum over samples by values and positions, by each way."""
     return [
         jax.grad(lambda v, p, f=f: jnp.sum(weights * f(v, p)), argnums=(0, 1))(values, positions)
-        for f in (fields.sample, fields.sample_reference)
+        for f in (fields.sample, fields._sample_by_corners, fields.sample_reference)
     ]
 
 
 @pytest.mark.parametrize("where", POSITIONS)
-def test_sample_has_the_derivatives_of_its_reference(where: str) -> None:
+@pytest.mark.parametrize("channels", [(), (2,)])
+def test_sample_has_the_derivatives_of_its_reference(where: str, channels: tuple[int, ...]) -> None:
     random = np.random.default_rng(1)
-    values, positions = random.normal(size=(*SHAPE, 2)), POSITIONS[where](random)
-    weights = random.normal(size=(len(positions), 2))
-    ours, reference = slopes(values, positions, weights)
-    np.testing.assert_allclose(ours[0], reference[0], atol=EXACT)
-    np.testing.assert_allclose(ours[1], reference[1], atol=EXACT)
+    values, positions = random.normal(size=(*SHAPE, *channels)), POSITIONS[where](random)
+    weights = random.normal(size=(len(positions), *channels))
+    *ours, reference = slopes(values, positions, weights)
+    for found in ours:
+        np.testing.assert_allclose(found[0], reference[0], atol=EXACT)
+        np.testing.assert_allclose(found[1], reference[1], atol=EXACT)
+
+
+@pytest.mark.parametrize("channels", [(), (2,)])
+def test_sample_of_a_batch_in_forward_mode_is_its_reference_one_by_one(channels: tuple[int, ...]) -> None:
+    random = np.random.default_rng(3)
+    values, tangent = random.normal(size=(2, 3, *SHAPE, *channels))
+    positions, moved = random.uniform(-2, 9, (2, 3, 5, 3))
+    batched = jax.jit(lambda *at: jax.jvp(jax.vmap(fields.sample), at[:2], at[2:]))
+    found = batched(values, positions, tangent, moved)
+    for case in range(3):
+        at = values[case], positions[case]
+        expected = jax.jvp(fields.sample_reference, at, (tangent[case], moved[case]))
+        np.testing.assert_allclose(found[0][case], expected[0], atol=EXACT)
+        np.testing.assert_allclose(found[1][case], expected[1], atol=EXACT)
 
 
 def test_positions_beyond_the_integers_are_beyond_the_edge() -> None:
