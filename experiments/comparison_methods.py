@@ -149,7 +149,8 @@ def refined(register: Registrar, settings: RefinementSettings, folder: Path) -> 
         images = jnp.asarray(fixed), jnp.asarray(moving)
         pair = refinement.Pair(*images, everywhere, everywhere)
         start = register(fixed, moving).velocity_mean
-        return transform(optimise(pair, start).velocity, images[1])
+        centre = start if settings.around == "network" else 0.0
+        return transform(optimise(pair, start, centre=centre).velocity, images[1])
 
     return _network("refined", register, both, settings._asdict(), folder)
 

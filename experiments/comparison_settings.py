@@ -7,7 +7,7 @@ ANTs. Lengths are in mm or voxels as the name says; the list is the same on ever
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from lmreg_jax.baselines import AntsSettings, ElastixSettings
 
@@ -19,6 +19,7 @@ class RefinementSettings(NamedTuple):
     image_sigma: float = 0.05  # of the image term
     precision: float = 100.0  # lambda of the prior
     learning_rate: float = 0.1  # field voxels a step
+    around: Literal["zero", "network"] = "zero"  # the prior's mean
 
 
 Settings = ElastixSettings | AntsSettings | RefinementSettings

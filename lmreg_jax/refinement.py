@@ -1,8 +1,10 @@
 """Instance optimisation: one pair's own velocity field, on the objective that the network learned by.
 
-    minimise over v   image_scale * D(f, m o exp(v)) + prior(v),   started from the network's mean.
+    minimise over v   image_scale * D(f, m o exp(v)) + prior(v - c),   started from the network's mean.
 
-The terms are those of `objective` and `prior`; no landmarks take part. Grids and units as in `fields`.
+The terms are those of `objective` and `prior`; no landmarks take part. c, the prior's mean, is 0 as in
+training, or the network's mean: then only the change has to be smooth, and what the network knows
+from landmarks stays. Grids and units as in `fields`.
 """
 
 from __future__ import annotations
@@ -54,14 +56,17 @@ class Outcome(NamedTuple):
     step: int
 
 
-def terms(objective: Objective, velocity: Array, pair: Pair) -> dict[str, Array]:
+def terms(
+    objective: Objective, velocity: Array, pair: Pair, centre: Array | float = 0.0
+) -> dict[str, Array]:
     """{"image", "prior", "total"} of a velocity `[x, y, z, 3]`, weighted as in training (eq. 7).
 
-    The prior is the part of the KL divergence that depends on the mean; 0 for v = 0.
+    The prior is the part of the KL divergence that depends on the mean; 0 for v = centre, the prior's
+    own mean.
     """
     stride = field_stride(pair.fixed.shape, velocity.shape[:3])
     u = displacement_of(velocity, pair.fixed.shape, stride=stride, steps=objective.integration_steps)
-    return _with_total(_image(objective, stride, u, pair), _prior(objective, velocity))
+    return _with_total(_image(objective, stride, u, pair), _prior(objective, velocity - centre))
 
 
 def _image(objective: Objective, stride: int, displacement: Array, pair: Pair) -> Array:
@@ -103,9 +108,12 @@ def refine(
     objective: Objective,
     steps: int,
     learning_rate: float = LEARNING_RATE,
+    centre: Array | float = 0.0,
     progress: Progress = iter,
 ) -> Outcome:
     """`steps` steps of Adam from `velocity` `[x, y, z, 3]`; gives the best iterate that does not fold.
+
+    centre: the prior's mean, like `velocity`; that itself keeps what the start has.
 
     Adam moves a field w that is smoothed and added to the start, v = v_0 + K w: the same minimum,
     reached without ruffles for the prior to iron out. The rate falls along a cosine to a tenth.
@@ -118,7 +126,7 @@ def refine(
     iterates: list[tuple[dict[str, float], float]] = []
     best, best_step = change, 0
     for i in progress(range(steps + 1)):
-        next_change, state, found, smallest = _step(objective, pair, start, change, state, rate(i))
+        next_change, state, found, smallest = _step(objective, pair, start, centre, change, state, rate(i))
         iterates.append(({name: float(value) for name, value in found.items()}, float(smallest)))
         if _better(iterates[i], iterates[best_step]):
             best, best_step = change, i
@@ -129,15 +137,21 @@ def refine(
 
 
 def compared(
-    objective: Objective, pair: Pair, start: Array, outcome: Outcome, earlier: list[float]
+    objective: Objective,
+    pair: Pair,
+    start: Array,
+    outcome: Outcome,
+    earlier: list[float],
+    centre: Array | float = 0.0,
 ) -> Outcome:
     """`outcome` seen from another `start`, on the same grid: the start again where that was better.
 
-    earlier: the history of what led to the outcome's own start (on a coarser grid, say).
+    earlier: the history of what led to the outcome's own start (on a coarser grid, say); centre: as
+    it was given to `refine`.
     """
     start = jnp.asarray(start, jnp.float32)
     none = jnp.zeros_like(start)
-    _, _, found, smallest = _step(objective, pair, start, none, ADAM.init(none), jnp.zeros(()))
+    _, _, found, smallest = _step(objective, pair, start, centre, none, ADAM.init(none), jnp.zeros(()))
     before, jacobian = {name: float(value) for name, value in found.items()}, float(smallest)
     now = outcome.after, outcome.smallest_jacobian[1]
     if not _better(now, (before, jacobian)):
@@ -160,7 +174,13 @@ def _better(new: tuple[dict[str, float], float], old: tuple[dict[str, float], fl
 
 
 def _step(
-    objective: Objective, pair: Pair, start: Array, change: Array, state: Any, rate: Array
+    objective: Objective,
+    pair: Pair,
+    start: Array,
+    centre: Array | float,
+    change: Array,
+    state: Any,
+    rate: Array,
 ) -> tuple[Array, Any, dict[str, Array], Array]:
     """The next change and Adam's state; the terms and the smallest Jacobian of this one.
 
@@ -170,7 +190,7 @@ def _step(
     stride = field_stride(pair.fixed.shape, start.shape[:3])
     u, pull_back = _displacement(pair.fixed.shape, stride, objective.integration_steps, start, change)
     image, by_displacement = _image_slope(objective, stride, u, pair)
-    smoothness, by_change = _prior_slope(objective, start, change)
+    smoothness, by_change = _prior_slope(objective, start - centre, change)
     change, state = _adam(change, state, _pulled(pull_back, by_displacement), by_change, rate)
     return change, state, _with_total(image, smoothness), _smallest_jacobian(u)
 
@@ -189,8 +209,8 @@ _smallest_jacobian = jax.jit(lambda displacement: fields.jacobian_determinant(di
 
 
 @partial(jax.jit, static_argnums=0)
-def _prior_slope(objective: Objective, start: Array, change: Array) -> tuple[Array, Array]:
-    return jax.value_and_grad(lambda w: _prior(objective, start + smooth(w)))(change)
+def _prior_slope(objective: Objective, from_centre: Array, change: Array) -> tuple[Array, Array]:
+    return jax.value_and_grad(lambda w: _prior(objective, from_centre + smooth(w)))(change)
 
 
 @jax.jit

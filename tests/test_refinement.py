@@ -88,6 +88,25 @@ def test_nothing_to_gain_keeps_the_start() -> None:
     assert jnp.array_equal(no_steps.velocity, bump(0.3))
 
 
+def test_a_prior_around_the_start_asks_for_no_change() -> None:
+    flat = jnp.full(SHAPE, 0.5)
+    inside = jnp.ones(SHAPE, bool)
+    pair, start = refinement.Pair(flat, flat, inside, inside), bump(0.8)
+    smoothed = refinement.refine(pair, start, objective=OBJECTIVE, steps=3)
+    assert smoothed.after["prior"] < smoothed.before["prior"]  # around zero: less motion is better
+    kept = refinement.refine(pair, start, objective=OBJECTIVE, steps=3, centre=start)
+    assert kept.step == 0
+    assert kept.before["total"] == 0
+    np.testing.assert_array_equal(kept.velocity, start)
+    # Away from the centre it is the prior of the difference.
+    around = refinement.terms(OBJECTIVE, bump(1.1), pair, centre=start)["prior"]
+    difference = refinement.terms(OBJECTIVE, bump(1.1) - start, pair)["prior"]
+    assert float(around) == float(difference) > 0
+    seen = refinement.compared(OBJECTIVE, pair, bump(1.1), kept, [], centre=start)
+    assert seen.before["prior"] == pytest.approx(float(around), rel=1e-5)
+    assert seen.after["prior"] == 0
+
+
 def test_what_a_scan_does_not_show_has_no_value_and_no_slope() -> None:
     pair, _ = moved_pair(1.0)
     upper = jnp.arange(SHAPE[2]) >= 12
