@@ -19,7 +19,7 @@ class RefinementSettings(NamedTuple):
     image_sigma: float = 0.05  # of the image term
     precision: float = 100.0  # lambda of the prior
     learning_rate: float = 0.1  # field voxels a step
-    around: Literal["zero", "network"] = "zero"  # the prior's mean
+    around: Literal["zero", "network"] = "zero"  # the prior's mean; the network's keeps landmarks
 
 
 Settings = ElastixSettings | AntsSettings | RefinementSettings
@@ -38,9 +38,13 @@ ANTS = {
     "local correlation of radius 2, 12 mm": AntsSettings(metric="CC", metric_option=2, flow_mm=12.0),
 }
 REFINEMENT = {
-    "100 steps, image sigma 0.05": RefinementSettings(),
-    "100 steps, image sigma 0.03": RefinementSettings(image_sigma=0.03),
-    "100 steps, image sigma 0.03, lambda 10": RefinementSettings(image_sigma=0.03, precision=10.0),
-    "200 steps, image sigma 0.02": RefinementSettings(200, 0.02),
+    "around the network, 100 steps, image sigma 0.03": RefinementSettings(image_sigma=0.03, around="network"),
+    "around the network, 200 steps, image sigma 0.02": RefinementSettings(200, 0.02, around="network"),
+    "around zero, 100 steps, image sigma 0.05": RefinementSettings(),
+    "around zero, 100 steps, image sigma 0.03": RefinementSettings(image_sigma=0.03),
+    "around zero, 100 steps, image sigma 0.03, lambda 10": RefinementSettings(
+        image_sigma=0.03, precision=10.0
+    ),
+    "around zero, 200 steps, image sigma 0.02": RefinementSettings(200, 0.02),
 }
 CANDIDATES: dict[str, Mapping[str, Settings]] = {"elastix": ELASTIX, "ants": ANTS, "refined": REFINEMENT}

@@ -175,8 +175,12 @@ def refined(
     objective: Objective,
     steps: int,
     progress: refinement.Progress = iter,
+    *,
+    around_start: bool = False,
 ) -> tuple[Field, refinement.Outcome]:
     """`steps` of instance optimisation of `field`, coarse to fine; see `refinement.refine`.
+
+    around_start: the prior is on what is added to the field, else on the whole velocity.
 
     images: gives the pair on any frame. The first half of the steps sees a grid twice as coarse, for
     an eighth of the time; what they add is added to the field, which keeps its details. The outcome
@@ -190,25 +194,29 @@ def refined(
         coarse_frame = coarser(frame)
         coarse = no_motion(coarse_frame)
         pair, before = images(coarse_frame), resampled(field, coarse)
+        coarse_start = jnp.asarray(before / coarse.spacing)
         found = refinement.refine(
             pair,
-            jnp.asarray(before / coarse.spacing),
+            coarse_start,
             objective=objective,
             steps=steps // 2,
+            centre=coarse_start if around_start else 0.0,
             progress=progress,
         )
         added = np.asarray(found.velocity) * coarse.spacing - before
         velocity = start + resampled(Field(added, coarse.affine), fine)
         history = found.history
-    pair = images(frame)
+    pair, fine_start = images(frame), jnp.asarray(start / fine.spacing)
+    centre = fine_start if around_start else 0.0
     outcome = refinement.refine(
         pair,
         jnp.asarray(velocity / fine.spacing),
         objective=objective,
         steps=steps - steps // 2,
+        centre=centre,
         progress=progress,
     )
-    outcome = refinement.compared(objective, pair, jnp.asarray(start / fine.spacing), outcome, history)
+    outcome = refinement.compared(objective, pair, fine_start, outcome, history, centre)
     log_variance = refinement.laplace_log_variance(pair, outcome.velocity, objective)
     velocity = np.asarray(outcome.velocity) * fine.spacing
     return Field(velocity.astype(np.float32), fine.affine, np.asarray(log_variance)), outcome
