@@ -56,9 +56,7 @@ class Outcome(NamedTuple):
     step: int
 
 
-def terms(
-    objective: Objective, velocity: Array, pair: Pair, centre: Array | float = 0.0
-) -> dict[str, Array]:
+def terms(objective: Objective, velocity: Array, pair: Pair, centre: Array | float = 0.0) -> dict[str, Array]:
     """{"image", "prior", "total"} of a velocity `[x, y, z, 3]`, weighted as in training (eq. 7).
 
     The prior is the part of the KL divergence that depends on the mean; 0 for v = centre, the prior's
