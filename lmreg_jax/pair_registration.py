@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,17 +78,22 @@ def register_sides(
     model: Model | None,
     *,
     refine: int = 0,
+    refine_around: Literal["zero", "network"] = "zero",
     affine: str = "auto",
     say: Callable[[str], None] = lambda _: None,
     progress: refinement.Progress = iter,
 ) -> Registered:
     """Both transforms of a pair. Without a model: the affine step, and `refine` from zero velocity.
 
+    refine_around: the mean of the refinement's prior. Around the network's velocity what it learned
+    from landmarks stays, and so does what it got wrong: for models that know scans like these.
     say: told what is being done; progress: wraps the counts of refinement steps. Raises InputError on
-    identical images.
+    identical images, and on a refinement around a network that is not there.
     """
     if refine < 0:
         raise InputError(f"{refine} steps of refinement: 0 or more are needed")
+    if refine_around == "network" and model is None:
+        raise InputError('refine_around "network": there is no model')
     check_pair(fixed.scan, moving.scan)
     images = [_windowed(side.scan.volume, model) for side in (fixed, moving)]
     say("affine alignment")
@@ -116,14 +121,16 @@ def register_sides(
             precision=max(objective.precision, REFINE_PRECISION),
             image_sigma=max(objective.image_sigma, FREE_OBJECTIVE.image_sigma),
         )
-        method += ", refinement" if refine else ""
+        if refine:
+            method += ", refinement" + (" around it" if refine_around == "network" else "")
     outcome, network = None, None
     if refine:
         if model is not None:
             network, _ = pair.transforms_of(field, found.pull)
         say(f"refinement, {refine} steps")
         frame = pair.finer(frame, pair.REFINE_MM)
-        field, outcome = pair.refined(on_frame, frame, field, objective, refine, progress)
+        keep = refine_around == "network"
+        field, outcome = pair.refined(on_frame, frame, field, objective, refine, progress, around_start=keep)
     say("integration")
     forward, inverse = pair.transforms_of(field, found.pull, lung_points(fixed.lungs))
     sd = pair.uncertainty(field)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from lmreg_jax import alignment, pair, pair_affine, pair_measures, preprocess, refinement
 from lmreg_jax.errors import InputError
@@ -156,7 +157,6 @@ def deformed(size_mm: float) -> Side:
     index = np.stack(np.meshgrid(*map(np.arange, SHAPE), indexing="ij"), -1)
     mm = apply_affine(GRID, index)
     bump = size_mm * np.exp(-np.sum(((mm - (72, 0, -70)) / (60, 60, 60)) ** 2, -1) / 2)
-    from scipy import ndimage
 
     where = index + np.stack([0 * bump, 0 * bump, bump / 8.0], -1)
     data = ndimage.map_coordinates(
@@ -206,6 +206,30 @@ def test_a_cut_off_base_does_not_pull_the_lung() -> None:
         # Resampled grids differ by rounding only: a thousandth of what a wall of air would pull.
         assert outcome.before["image"] < 0.05
         assert np.abs(np.asarray(outcome.velocity)).max() * 16 < 0.5  # mm
+
+
+def test_refinement_around_the_start_keeps_what_no_image_speaks_of() -> None:
+    shape = (16, 16, 16)
+    flat, everywhere = np.full(shape, 0.5, np.float32), np.ones(shape, bool)
+    frame = pair.Frame(shape, np.diag([8.0, 8.0, 8.0, 1.0]))
+    nothing = pair.no_motion(frame)
+    bump = np.random.default_rng(0).normal(0, 120, nothing.velocity.shape).astype(np.float32)
+    start = nothing._replace(velocity=ndimage.gaussian_filter(bump, (1.5, 1.5, 1.5, 0)))
+
+    def refined(around_start: bool) -> tuple[pair.Field, refinement.Outcome]:
+        def images(frame: pair.Frame) -> refinement.Pair:
+            coarser = tuple(slice(n) for n in frame.shape)
+            return refinement.Pair(flat[coarser], flat[coarser], everywhere[coarser], everywhere[coarser])
+
+        objective = refinement.Objective(precision=10.0)
+        return pair.refined(images, frame, start, objective, 4, around_start=around_start)
+
+    kept, outcome = refined(True)
+    np.testing.assert_allclose(kept.velocity, start.velocity, atol=1e-5)
+    assert outcome.after["total"] == outcome.before["total"] == 0
+    smoothed, outcome = refined(False)
+    assert outcome.after["prior"] < 0.9 * outcome.before["prior"]
+    assert np.abs(smoothed.velocity - start.velocity).max() > 0.1
 
 
 def test_dice_counts_only_what_both_scans_show() -> None:

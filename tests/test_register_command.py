@@ -137,6 +137,8 @@ def test_bad_input_ends_in_one_line_and_status_2(
         ([f, m, "--output", tmp_path / "foreign", "--force"], "thesis.tex.*did not write"),
         ([f, f, "--output", new], "one and the same"),
         ([f, m, "--output", new, "--refine", -1], "0 or more"),
+        ([f, m, "--output", new, "--refine-around", "network"], "--refine N"),
+        ([f, m, "--output", new, "--refine", 2, "--refine-around", "network", "--model", "none"], "a model"),
         ([f, m, "--output", new, "--fixed-landmarks", scans / "f.csv"], "belong together"),
         ([f, tmp_path / "none.nii.gz", "--output", new], "no such image"),
         ([f, m, "--output", new, "--model", tmp_path], "config.json"),

@@ -52,6 +52,13 @@ def add(subparsers: Any) -> None:
         "--refine", type=int, default=0, metavar="N", help="steps of optimisation on this pair (60 is plenty)"
     )
     parser.add_argument(
+        "--refine-around",
+        choices=("zero", "network"),
+        default="zero",
+        help="what --refine keeps smooth: the whole motion (zero, for a model that has not seen scans like"
+        " these), or only its change (network, keeps what the model learned from landmarks)",
+    )
+    parser.add_argument(
         "--affine",
         choices=("auto", "elastix", "moments", "none"),
         default="auto",
@@ -82,6 +89,8 @@ def run(args: argparse.Namespace) -> None:
     compilation_cache.enable()
     clock = Clock(quiet=args.quiet)
     model = _model(args.model)
+    if args.refine_around == "network" and (model is None or not args.refine):
+        raise InputError("--refine-around network: give a model and --refine N, too")
     if model is None and not args.refine:
         print(
             "no model: affine alignment only (--model DIR for a network, --refine N to deform)",
@@ -96,6 +105,7 @@ def run(args: argparse.Namespace) -> None:
             moving,
             model,
             refine=args.refine,
+            refine_around=args.refine_around,
             affine=args.affine,
             say=clock.say,
             progress=clock.progress,
