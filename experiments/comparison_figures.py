@@ -144,7 +144,9 @@ def overlays(
     titles = ["fixed", *(f"{TITLES[m]}\n{heads.get(m, '')}" for m in warped)]
     for axes, title in zip(grid[0], titles, strict=True):
         axes.set_title(title, fontsize=9)
-    figure.suptitle(f"{moving.name} -> {fixed.name}, the pair with the largest initial TRE", fontsize=11)
+    figure.suptitle(
+        f"{moving.name} -> {fixed.name}, the pair with the largest initial TRE", fontsize=11, parse_math=False
+    )
     figure.supxlabel(
         "grey where the images agree, red where fixed is brighter, cyan where the other", fontsize=9
     )

@@ -13,6 +13,12 @@ T = TypeVar("T")
 LONGEST = 2000  # characters of a message: one that quotes a broken file could be as long as that
 
 
+OUT_OF_MEMORY = (
+    "out of memory: close other programs, resample the scans to coarser voxels, or train on fewer pairs a"
+    " batch (train.pairs_per_batch)"
+)
+
+
 class InputError(ValueError):
     """A user's input cannot be used.
 
@@ -30,7 +36,8 @@ def exits_cleanly(main: Callable[..., T]) -> Callable[..., T]:
     """Wraps a command's `main`: an `InputError` becomes one line on stderr and exit status 2.
 
     Disk trouble while writing (full, read-only, no permission) is the user's to mend as well, so
-    `OSError` is reported in the same way. Anything else is a bug and keeps its traceback.
+    `OSError` is reported in the same way, and so is memory that runs out. Anything else is a bug and
+    keeps its traceback.
     Signs that the terminal's encoding lacks (a plus-minus in ASCII) are shown as "?".
     """
 
@@ -43,9 +50,18 @@ def exits_cleanly(main: Callable[..., T]) -> Callable[..., T]:
             return main(*args, **kwargs)
         except InputError as error:
             print(f"error: {error}", file=sys.stderr)
+        except (MemoryError, RuntimeError) as error:
+            if not _out_of_memory(error):
+                raise
+            print(f"error: {OUT_OF_MEMORY}", file=sys.stderr)
         except OSError as error:
             name = f"{error.filename}: " if error.filename else ""
             print(f"error: {name}{error.strerror or error}", file=sys.stderr)
         raise SystemExit(2)
 
     return wrapped
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Python's own error, or XLA's, which is a RuntimeError that begins with a code."""
+    return isinstance(error, MemoryError) or str(error).startswith(("RESOURCE_EXHAUSTED", "Out of memory"))

@@ -232,9 +232,9 @@ def landmarks(
             if axis == 1:
                 errors, head = (before, "before") if colour == BEFORE else (after, "after")
                 mean = f": mean error {errors.mean():.2f} mm" if len(p) else ""
-                axes.set_title(head + mean, fontsize=9)
+                axes.set_title(head + mean, fontsize=9, parse_math=False)
     _dumbbells(chart.subplots(), [f"{name}  {i}" for i, name in enumerate(kept, 1)], before, after)
-    figure.suptitle(title, fontsize=11)
+    figure.suptitle(title, fontsize=11, parse_math=False)
     note = "x: landmark in the moving image; o: the fixed image's landmark, before and carried over"
     figure.supxlabel(note, fontsize=9)
     return save(figure, path)
@@ -337,7 +337,7 @@ def planes_figure(
         line[0].set_ylabel(f"{name}, {'xyz'[view.axis]} = {view.position}", fontsize=9)
     for column, head in zip(axes[0], heads, strict=True):
         column.set_title(head, fontsize=9)
-    figure.suptitle(title, fontsize=11)
+    figure.suptitle(title, fontsize=11, parse_math=False)
     return figure, [(view, list(line)) for view, line in zip(views, axes, strict=True)]
 
 

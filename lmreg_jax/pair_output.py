@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from numpy.typing import NDArray
 
-from lmreg_jax import pair_measures, report, report_page
+from lmreg_jax import pair, pair_measures, report, report_page
 from lmreg_jax.errors import InputError
 from lmreg_jax.nifti_stream import rounded
 from lmreg_jax.pair_input import Side
@@ -120,6 +120,10 @@ def write_results(
     del warped
     say("transforms")
     notes += _write_transforms(folder, fixed, moving, found)
+    motion = pair_measures.motion(found, fixed)
+    gap = motion["inverse_error"]["p95_mm"]
+    if gap > pair.INVERSE_WANTED_MM:
+        notes.append(f"forward and inverse differ by {gap:.2f} mm in the lungs (95th percentile)")
     say("jacobian and uncertainty")
     determinant = jacobian(found.forward, shape, affine)
     regularity = pair_measures.regularity(determinant, fixed)
@@ -141,7 +145,7 @@ def write_results(
         "method": found.method,
         "dice": pair_measures.dice(fixed, moving, kinds),
         "regularity": regularity,
-        "motion": pair_measures.motion(found, fixed),
+        "motion": motion,
         "mean_difference_hu_lungs": _differences(picture),
         "predicted_sd_lungs_mm": {"mean": mean_sd},
     }
@@ -242,7 +246,7 @@ def _refinement(found: Registered) -> dict[str, Any]:
     outcome = found.outcome
     assert outcome is not None
     return {
-        "steps": max(len(outcome.history) - 1, 0),
+        **found.settings,
         "best_step": outcome.step,
         "objective_before": outcome.before,
         "objective_after": outcome.after,

@@ -6,6 +6,7 @@ warped = warp_image(found.forward, moving.scan.volume, shape, affine, fill=-1000
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -51,7 +52,8 @@ class Model(NamedTuple):
 class Registered(NamedTuple):
     """forward: fixed -> moving; inverse: moving -> fixed; network: forward before the refinement.
 
-    uncertainty: sd of the displacement, mm, on the velocity's grid; method and notes in words.
+    uncertainty: sd of the displacement, mm, on the velocity's grid; method and notes in words; settings
+    of the refinement: its steps, the prior's mean, lambda and the image's sigma.
     """
 
     forward: Transform
@@ -63,12 +65,14 @@ class Registered(NamedTuple):
     frame: pair.Frame
     method: str
     notes: tuple[str, ...]
+    settings: dict[str, Any] = {}  # noqa: RUF012, never changed
 
 
-def load_model(workdir: Path) -> Model:
+def load_model(workdir: str | os.PathLike[str]) -> Model:
     """The model of a training's folder. Raises InputError where there is none."""
     from lmreg_jax.registration import load
 
+    workdir = Path(workdir)
     return Model(load(workdir), reference_lungs.read(workdir), workdir)
 
 
@@ -134,7 +138,13 @@ def register_sides(
     say("integration")
     forward, inverse = pair.transforms_of(field, found.pull, lung_points(fixed.lungs))
     sd = pair.uncertainty(field)
-    return Registered(forward, inverse, found, network, sd, outcome, frame, method, tuple(notes))
+    settings = {
+        "steps": refine,
+        "around": refine_around,
+        "lambda": objective.precision,
+        "image_sigma": objective.image_sigma,
+    }
+    return Registered(forward, inverse, found, network, sd, outcome, frame, method, tuple(notes), settings)
 
 
 def _windowed(volume: Volume, model: Model | None) -> Volume:

@@ -24,7 +24,8 @@ FEW, MOST = 0.2, 0.8  # shares of points inside: as given, and with x and y mirr
 
 
 def check_points(path: str | os.PathLike[str], points: Mapping[str, Array], scan: Scan) -> None:
-    """InputError where points (RAS mm) lie outside the scan's frame, or were read in LPS for RAS.
+    """InputError where points (RAS mm) lie outside the scan's frame or nearly all outside the body in
+    it, or were read in LPS for RAS.
 
     The mix-up can be told only where mirroring x and y brings nearly all points from outside the body
     to its inside.
@@ -44,6 +45,11 @@ def check_points(path: str | os.PathLike[str], points: Mapping[str, Array], scan
         raise InputError(
             f"{path}: {len(outside)} of {len(points)} points lie outside the scan {scan.path} ({shown}); "
             "are they in RAS mm of this scan? Mend them or leave them out"
+        )
+    if here <= FEW:
+        raise InputError(
+            f"{path}: {100 * (1 - here):.0f} % of the points lie outside the body of {scan.path}: do they"
+            " belong to this scan, in RAS mm?"
         )
 
 

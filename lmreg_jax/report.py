@@ -144,7 +144,7 @@ def draw(path: str | Path, picture: Picture, lines: Sequence[str]) -> Path:
     bar.minorticks_off()
     if known.any():
         figures.colour_bar(figure, columns[7], "viridis", Normalize(0, wide), "not calibrated, mm")
-    figure.suptitle("\n".join(lines), fontsize=10, ha="left", x=0.01)
+    figure.suptitle("\n".join(lines), fontsize=10, ha="left", x=0.01, parse_math=False)
     figure.supxlabel(
         "lines: lungs of the fixed scan (orange) and of the moving one (blue); arrows from a point of the"
         " fixed scan to its match in the affinely aligned moving scan; folding in yellow;\n"
@@ -205,6 +205,6 @@ def quality_picture(path: str | Path, image: Volume, lungs: Volume, title: str) 
         figures.show(axes, view, view.picture(image.data))
         for label, colour in ((1, BEFORE), (2, AFTER)):
             _contour(axes, view, lungs.data == label, colour)
-        axes.set_title(name, fontsize=9)
-    figure.suptitle(title, fontsize=10)
+        axes.set_title(name, fontsize=9, parse_math=False)
+    figure.suptitle(title, fontsize=10, parse_math=False)
     return figures.save(figure, path)

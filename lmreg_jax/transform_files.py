@@ -97,10 +97,10 @@ def write_itk(path: str | os.PathLike[str], transform: Transform) -> None:
     with replacing(path) as temporary:
         try:
             sitk.WriteTransform(composite, str(temporary))
-        except RuntimeError as error:
+            if packed and transform.displacement.any():
+                _put_field(temporary, transform.displacement)
+        except RuntimeError as error:  # h5py's, too: a disk that fills shows when the file is closed
             raise OSError(f"{path}: could not be written ({itk_reason(error)})") from error
-        if packed and transform.displacement.any():
-            _put_field(temporary, transform.displacement)
 
 
 def _put_field(path: Path, displacement: Array) -> None:

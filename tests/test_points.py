@@ -159,6 +159,10 @@ def test_points_in_lps_are_told_from_points_elsewhere(tmp_path: Path) -> None:
     mirrored = {name: point * spaces.LPS_SIGNS for name, point in right.items()}
     with pytest.raises(InputError, match=r"p\.csv: 100 % of the points lie outside.*LPS"):
         check_points("p.csv", mirrored, scan)
+    top = affine[:3, 3] + shift + 20  # in the frame, in the air beside the body, mirrored elsewhere
+    in_air = {"a": top, "b": top + 5, "c": top + 9}
+    with pytest.raises(InputError, match=r"100 % of the points lie outside the body"):
+        check_points("p.csv", in_air, scan)
     lost = right | {"far": np.array([900.0, 0, 0])}
     with pytest.raises(InputError, match=r"1 of 4 points lie outside .*\(far\)"):
         check_points("p.csv", lost, scan)

@@ -123,6 +123,29 @@ def test_report_tells_what_was_done(aligned: Path) -> None:
     assert not re.search(r'(src|href)="(?!data:)', page)  # nothing that would have to be fetched
 
 
+@pytest.mark.slow
+def test_with_the_shipped_network_and_a_refinement_around_it(scans: Path, tmp_path: Path) -> None:
+    """Names with dollar signs, too: they are names, no formulas."""
+    f, m = (tmp_path / name for name in ("a$b_c$.nii.gz", r"$\nofoo$.nii.gz"))
+    f.symlink_to(scans / "f.nii.gz")
+    m.symlink_to(scans / "m.nii.gz")
+    options = ("--affine", "moments", "--refine", 1, "--refine-around", "network")
+    masks = ("--fixed-mask", scans / "f_lungs.nii.gz", "--moving-mask", scans / "m_lungs.nii.gz")
+    lmreg(f, m, "--output", tmp_path / "out", *options, *masks)
+    report = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
+    assert report["method"] == "affine, network, refinement around it"
+    assert re.fullmatch("[0-9a-f]{64}", report["model"]["sha256"])
+    assert set(report["dice"]["both"]) == {"affine", "network", "after"}
+    done = report["refinement"]
+    assert (done["steps"], done["around"], done["lambda"], done["image_sigma"]) == (1, "network", 100, 0.05)
+    assert done["objective_before"]["prior"] == 0
+    assert done["objective_after"]["total"] <= done["objective_before"]["total"]
+    assert report["motion"]["refinement"]["mean_mm"] >= 0
+    assert report["regularity"]["folding_percent"] == 0
+    lungs = np.asarray(nib.load(scans / "f_lungs.nii.gz").dataobj) > 0
+    assert (np.asarray(nib.load(tmp_path / "out" / "uncertainty.nii.gz").dataobj)[lungs] > 0).all()
+
+
 def test_bad_input_ends_in_one_line_and_status_2(
     scans: Path, aligned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import nibabel as nib
 import numpy as np
 import pytest
@@ -262,6 +263,12 @@ def test_no_memory_and_no_disk_are_said(
     folder = tmp_path / "results"
     monkeypatch.setattr("lmreg_jax.transforms.warp_image", fail(MemoryError()))
     assert "out of memory" in refused(capsys, **options, output=folder / "o.nii.gz")
+    full = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
+    monkeypatch.setattr("lmreg_jax.transforms.warp_image", fail(full))
+    assert "out of memory" in refused(capsys, **options, output=folder / "o.nii.gz")
+    monkeypatch.setattr("lmreg_jax.transforms.warp_image", fail(RuntimeError("a bug")))
+    with pytest.raises(RuntimeError, match="a bug"):
+        refused(capsys, **options, output=folder / "o.nii.gz")
     monkeypatch.undo()
     monkeypatch.setattr("lmreg_jax.nifti_stream._write_gzip", fail(OSError(28, "No space left on device")))
     assert "No space left" in refused(capsys, **options, output=folder / "o.nii.gz")

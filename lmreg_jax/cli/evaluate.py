@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lmreg_jax.cli.clock import Clock
 from lmreg_jax.errors import InputError
 
 if TYPE_CHECKING:
@@ -96,14 +98,18 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     from lmreg_jax.transform_files import read_transform
     from lmreg_jax.transforms import identity_transform
 
+    clock = Clock(quiet=not sys.stderr.isatty())
+    clock.say("reading")
     fixed, moving = read_scan(args.fixed), read_scan(args.moving)
     transform = read_transform(args.transform) if args.transform else None
     points = _points(args, fixed, moving) if args.fixed_landmarks else None
     masks = None
     if args.fixed_mask:
         masks = read_mask(args.fixed_mask, fixed), read_mask(args.moving_mask, moving)
+    clock.say("without the transform")
     columns = {"identity": _measure(identity_transform(), fixed, points, masks)}
     if transform is not None:
+        clock.say("with the transform")
         columns["transform"] = _measure(transform, fixed, points, masks, args.transform)
     result = {
         "fixed": args.fixed,

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from importlib import metadata
 
 from lmreg_jax.cli import evaluate, preprocess, register, warp
-from lmreg_jax.errors import InputError, exits_cleanly
+from lmreg_jax.errors import exits_cleanly
 
 SUBCOMMANDS = (preprocess, register, warp, evaluate)
 DESCRIPTION = "Deformable registration of lung CT: two scans in, a transform that others can read out."
@@ -44,12 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line `argv` (by default the process's own)."""
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     args = parser().parse_args(argv)
-    try:
-        args.run(args)
-    except MemoryError:
-        raise InputError(
-            "out of memory: close other programs, or resample the scans to coarser voxels first"
-        ) from None
+    args.run(args)
 
 
 def _version() -> str:

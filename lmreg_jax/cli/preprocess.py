@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from lmreg_jax.cli.clock import Clock
+
 EXAMPLE = """example:
   lmreg preprocess scans/*.nii.gz --output cohort
   python -m experiments.train --config=experiments/lung.py --config.data.root=cohort \\
@@ -51,7 +53,6 @@ def add(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Writes the cohort; tells what looks doubtful."""
-    from lmreg_jax.cli.register import Clock
     from lmreg_jax.pair_output import check_output, new_folder
     from lmreg_jax.preparation import KNOWN, prepare, sources
 

@@ -6,10 +6,10 @@ import argparse
 import os
 import shlex
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lmreg_jax.cli.clock import Clock
 from lmreg_jax.errors import InputError
 
 if TYPE_CHECKING:
@@ -177,31 +177,3 @@ def _tell(output: Path, numbers: dict[str, Any], clock: Clock) -> None:
         means = numbers["landmarks"]["mean_mm"].items()
         print("landmarks, mean error: " + ", ".join(f"{name} {value:.2f} mm" for name, value in means))
     print(f"{output}: written in {clock.total():.0f} s; look at {output / 'report.html'}")
-
-
-class Clock:
-    """Tells what is being done, on stderr, and keeps how long each took."""
-
-    def __init__(self, *, quiet: bool) -> None:
-        self.quiet = quiet
-        self.begin = self.last = time.perf_counter()
-        self.doing = ""
-        self.seconds: dict[str, float] = {}
-
-    def say(self, doing: str) -> None:
-        """Starts the next thing to be done."""
-        now = time.perf_counter()
-        if self.doing:
-            self.seconds[self.doing] = round(self.seconds.get(self.doing, 0.0) + now - self.last, 2)
-        self.doing, self.last = doing, now
-        if not self.quiet:
-            print(f"{now - self.begin:6.1f} s  {doing}", file=sys.stderr, flush=True)
-
-    def progress(self, steps: Any) -> Any:
-        """A progress bar around the steps, where somebody can see it."""
-        from tqdm import tqdm
-
-        return tqdm(steps, leave=False, disable=True if self.quiet else None)
-
-    def total(self) -> float:
-        return time.perf_counter() - self.begin

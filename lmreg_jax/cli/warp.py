@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import logging
+import sys
 import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lmreg_jax.cli.clock import Clock
 from lmreg_jax.errors import InputError
 
 if TYPE_CHECKING:
@@ -88,7 +90,10 @@ def run(args: argparse.Namespace) -> None:
     if Path(args.output).exists() and not args.force:
         raise InputError(f"{args.output}: exists; choose another name, or replace it with --force")
     _check_output(args)
+    clock = Clock(quiet=not sys.stderr.isatty())
+    clock.say("transform")
     transform = read_transform(args.transform)
+    clock.say("inverse and points" if args.inverse else "points" if args.points else "resampling")
     if args.points:
         _warp_points(args, transform)
     else:
