@@ -16,10 +16,10 @@ class RefinementSettings(NamedTuple):
     """Steps of Adam on the pair's own velocity, started from the network's."""
 
     steps: int = 100
-    image_sigma: float = 0.05  # of the image term
+    image_sigma: float = 0.03  # of the image term
     precision: float = 100.0  # lambda of the prior
     learning_rate: float = 0.1  # field voxels a step
-    around: Literal["zero", "network"] = "zero"  # the prior's mean; the network's keeps landmarks
+    around: Literal["zero", "network"] = "network"  # the prior's mean; the network's keeps landmarks
 
 
 Settings = ElastixSettings | AntsSettings | RefinementSettings
@@ -37,14 +37,9 @@ ANTS = {
     "mutual information, 36 mm": AntsSettings(flow_mm=36.0),
     "local correlation of radius 2, 12 mm": AntsSettings(metric="CC", metric_option=2, flow_mm=12.0),
 }
-REFINEMENT = {
-    "around the network, 100 steps, image sigma 0.03": RefinementSettings(image_sigma=0.03, around="network"),
-    "around the network, 200 steps, image sigma 0.02": RefinementSettings(200, 0.02, around="network"),
-    "around zero, 100 steps, image sigma 0.05": RefinementSettings(),
-    "around zero, 100 steps, image sigma 0.03": RefinementSettings(image_sigma=0.03),
-    "around zero, 100 steps, image sigma 0.03, lambda 10": RefinementSettings(
-        image_sigma=0.03, precision=10.0
-    ),
-    "around zero, 200 steps, image sigma 0.02": RefinementSettings(200, 0.02),
-}
+# One setting, chosen where there were enough subjects to tell them apart: nine validated a network that
+# the other 21 had trained. TRE, unseen TRE (mm) and Dice there: network alone 2.61, 6.41, 0.921; as below
+# 2.36, 5.54, 0.929; around zero with the same values 2.44, 5.34, 0.928, with lambda 10 2.63, 5.15, 0.930,
+# with sigma 0.05 2.66, 5.78, 0.926. The default's three validation subjects rank them otherwise.
+REFINEMENT = {"around the network, 100 steps, image sigma 0.03": RefinementSettings()}
 CANDIDATES: dict[str, Mapping[str, Settings]] = {"elastix": ELASTIX, "ants": ANTS, "refined": REFINEMENT}
