@@ -22,7 +22,7 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from experiments import command
+from experiments import command, provenance
 from experiments import comparison_methods as methods
 from experiments import comparison_tables as tables
 from experiments import train as training
@@ -122,6 +122,7 @@ def ablate(
         raise InputError(f"--only={','.join(only)}: the groups are {', '.join(groups)}")
     configuration.validate(config)
     cohort = load_cohort(config, progress=progress)
+    provenance.record(workdir, config, program="ablations")
     wanted = list(ABLATIONS)
     if keras_weights:
         changes = {**DALCA, "init.weights": keras_weights}

@@ -23,7 +23,7 @@ from absl import flags
 from numpy.typing import NDArray
 from scipy import stats
 
-from experiments import command
+from experiments import command, provenance
 from experiments.data import load_cohort
 from lmreg_jax import compilation_cache, configuration, registration
 from lmreg_jax.cohort import Cohort, held_out_pairs
@@ -219,10 +219,13 @@ def main(arguments: list[str]) -> None:
     config = configuration.read(workdir / configuration.FILE)
     cohort = load_cohort(config)
     pairs = held_out_pairs(cohort, values.split)
-    rows = evaluate(registration.load(workdir), cohort, pairs, values.samples, config.seed)
+    register = registration.load(workdir)
+    rows = evaluate(register, cohort, pairs, values.samples, config.seed)
     if not rows:
         raise InputError(f"{cohort.root}: no {values.split} pair with landmarks; calibration needs some")
-    results = write(Path(values.output) if values.output else workdir, rows, values.samples)
+    output = Path(values.output) if values.output else workdir
+    results = write(output, rows, values.samples)
+    provenance.record(output, config, program="calibration")
     print(json.dumps(results, indent=2))
 
 

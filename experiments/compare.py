@@ -70,7 +70,7 @@ def story(
     progress: bool,
 ) -> dict[str, Any]:
     """Cohort, trainings, then each method: tuned where it has settings, run on the test pairs."""
-    from experiments import comparison_document, comparison_methods, comparison_tuning
+    from experiments import comparison_document, comparison_methods, comparison_tuning, provenance
     from experiments.comparison_store import same_process, separate_process
     from experiments.data import load_cohort
     from lmreg_jax.cohort import held_out_pairs
@@ -79,6 +79,7 @@ def story(
     pairs = held_out_pairs(cohort, "test")
     if not pairs:
         raise InputError(f"{cohort.root}: no test case to compare on; mark two or more in cases.csv")
+    provenance.record(workdir, config, program="compare")
     registers = {
         name: network(name, config, cohort, workdir / name, trained.get(name))
         for name, users in USERS.items()

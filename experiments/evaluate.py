@@ -15,7 +15,7 @@ from typing import Any
 
 from absl import flags
 
-from experiments import command, scalars
+from experiments import command, provenance, scalars
 from experiments.data import load_cohort
 from experiments.supply import Supply
 from lmreg_jax import compilation_cache, configuration, evaluation, figures, registration
@@ -49,6 +49,7 @@ def held_out_evaluation(
         evaluation.write_figures(output / "figures", register, cohort, usable, results)
 
     Supply(cohort, policy).scored(write, pairs)
+    provenance.record(output, register.config, program="evaluate")
     if (workdir / scalars.FILE).exists():
         figures.loss_curves(output / "figures" / "loss_curves.png", workdir / scalars.FILE)
     print((output / "evaluation.md").read_text(encoding="utf-8"))

@@ -1,6 +1,7 @@
 """What a run was made with, in `WORKDIR/versions.json`: seed, versions, devices, source.
 
-A list: the first start, and each later one under other versions, with the step that it began at.
+A list: each program's first start, and each later one under other versions, with the step that it
+began at.
 """
 
 from __future__ import annotations
@@ -25,11 +26,12 @@ import lmreg_jax
 from lmreg_jax.tables import replacing
 
 FILE = "versions.json"
+TRAINING = "train"
 PACKAGES = (
     *("lmreg_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorstore", "numpy", "scipy"),
     *("nibabel", "chex", "ml-collections", "itk-elastix", "h5py"),
 )
-VARYING = ("step", "time", "host", "command")  # differ between starts that are otherwise the same
+VARYING = ("program", "step", "time", "host", "command")  # differ between starts that are otherwise the same
 DETERMINISTIC = {
     # One thread a product: sums in one order, whatever the number of cores.
     "cpu": "--xla_cpu_multi_thread_eigen=false",
@@ -46,16 +48,20 @@ def make_deterministic() -> None:
     os.environ["XLA_FLAGS"] = " ".join([given, *DETERMINISTIC.values()]).strip()
 
 
-def record(workdir: Path, config: ConfigDict, step: int) -> None:
-    """Adds this start to the file, unless the last one there was the same; warns where it differs."""
+def record(workdir: Path, config: ConfigDict, step: int | None = None, program: str = TRAINING) -> None:
+    """Adds this start to the file, unless the program's last one there was the same.
+
+    step: of a training, at which it goes on. Warns where it does so under other versions.
+    """
     file = workdir / FILE
     starts = _read(file)
-    now = current(config) | {"step": step}
-    if starts:
-        changed = _changes(starts[-1], now)
+    now = current(config) | {"program": program, "step": step}
+    earlier = [start for start in starts if start.get("program", program) == program]
+    if earlier:
+        changed = _changes(earlier[-1], now)
         if not changed:
             return
-        if step:
+        if step and program == TRAINING:
             log.warning(
                 "resumed at step %d with other versions than before (%s): the bits may differ from those"
                 " of a run without the change",

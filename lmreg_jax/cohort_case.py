@@ -80,9 +80,38 @@ class Reference(NamedTuple):
 
 
 def windowed(volume: Volume, options: Options) -> Volume:
-    """The scan in [0, 1]. Before any interpolation, so that metal and padding cannot bleed."""
-    kind = preprocess.window_percentile if options.window_kind == "percentile" else preprocess.window
-    return Volume(kind(volume.data, options.window), volume.affine)
+    """The scan in [0, 1]. Before any interpolation, so that metal and padding cannot bleed.
+
+    Raises InputError on values that cannot be in the window's unit.
+    """
+    if options.window_kind == "percentile":
+        return Volume(preprocess.window_percentile(volume.data, options.window), volume.affine)
+    _check_unit(volume.data, options.window)
+    return Volume(preprocess.window(volume.data, options.window), volume.affine)
+
+
+def _windowed(row: Row, volume: Volume, options: Options) -> Volume:
+    """The same, its errors with the file's name."""
+    try:
+        return windowed(volume, options)
+    except InputError as error:
+        raise InputError(f"{row.image}: {error}") from error
+
+
+def _check_unit(data: Array, window: tuple[float, float]) -> None:
+    """A window that begins among the negative numbers is one in HU: of air, or of fat at least."""
+    low, high = float(data.min()), float(data.max())
+    if low >= window[1] or high <= window[0]:
+        raise InputError(
+            f"values from {low:g} to {high:g}, all beyond the window from {window[0]:g} to {window[1]:g}:"
+            " nothing would be seen; give a window of these values (data.window)"
+        )
+    if low >= 0 > window[0]:
+        raise InputError(
+            f"values from {low:g} to {high:g}, none below 0, where the window from {window[0]:g} to"
+            f" {window[1]:g} expects HU (air -1000, water 0): subtract what the rescale intercept says"
+            " (1024, mostly), or give a window of these values (data.window, data.window_kind)"
+        )
 
 
 def read_reference(row: Row, lungs: Lungs | None, options: Options) -> Reference:
@@ -94,7 +123,7 @@ def read_reference(row: Row, lungs: Lungs | None, options: Options) -> Reference
         if lungs is None
         else preprocess.lung_centred_grid(lungs.mask, options.shape, np.array(options.spacing_mm))
     )
-    keep = windowed(image, options) if options.alignment == "elastix" else None
+    keep = _windowed(row, image, options) if options.alignment == "elastix" else None
     return Reference(row.name, affine, centre, lungs, keep)
 
 
@@ -115,10 +144,7 @@ def read_case(
     scan = read_volume(row.image)
     if lungs is not None:
         _check_overlap(row, lungs.mask, scan)
-    try:
-        image = windowed(scan, options)
-    except InputError as error:
-        raise InputError(f"{row.image}: {error}") from error
+    image = _windowed(row, scan, options)
     pull, method = align(row, image, lungs, reference, options)
     shape, affine = options.shape, reference.affine
     from_grid = pull @ affine

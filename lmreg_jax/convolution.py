@@ -1,4 +1,4 @@
-"""The 3-D convolution, by the way that is fastest on the device at hand. The only place to choose."""
+"""The 3-D convolution, by the way that is fastest on the device at hand; chosen here and nowhere else."""
 
 from __future__ import annotations
 

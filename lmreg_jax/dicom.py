@@ -58,12 +58,14 @@ def read_series(folder: Path, series: str | None = None) -> Scan:
     affine = np.eye(4)
     affine[:3, :3] = np.column_stack([across * first.pixel_mm[0], down * first.pixel_mm[1], step])
     affine[:3, 3] = first.position
+    notes: tuple[str, ...] = ()
     drift = step - normal * (step @ normal)
     if np.linalg.norm(drift) > TILT_MM:
         degrees = np.degrees(np.arctan2(np.linalg.norm(drift), step @ normal))
-        log.warning("%s: gantry tilted by %.1f degrees; resampled to upright slices", folder, degrees)
+        notes = (f"gantry tilted by {degrees:.1f} degrees: resampled to upright slices",)
+        log.warning("%s: %s", folder, notes[0])
         data, affine = _upright(data, affine, normal * (step @ normal))
-    return make_scan(str(folder), data, LPS @ affine, storage(data))
+    return make_scan(str(folder), data, LPS @ affine, storage(data), notes)
 
 
 def _files(sitk: Any, folder: Path, series: str | None) -> list[str]:

@@ -57,10 +57,11 @@ def read_side(path: str | os.PathLike[str], mask: str | os.PathLike[str] | None 
         _check_lungs(mask, lungs, scan)
     report = preprocess.lung_report(lungs)
     if np.any(lungs.data == RIGHT):
-        return Side(scan, lungs, source, (report.left_litres, report.right_litres), report.warnings)
+        warnings = (*scan.notes, *report.warnings)
+        return Side(scan, lungs, source, (report.left_litres, report.right_litres), warnings)
     # An unsided mask is all 1: doubts about "the left lung" and "the right lung" mean nothing.
     doubts = tuple(w for w in report.warnings if "cut off" in w or "sides of the field" in w)
-    return Side(scan, lungs, source, (report.left_litres,), doubts)
+    return Side(scan, lungs, source, (report.left_litres,), (*scan.notes, *doubts))
 
 
 def check_ct(scan: Scan) -> None:

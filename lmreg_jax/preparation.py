@@ -13,6 +13,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,7 +31,7 @@ from lmreg_jax.pair_input import Side, read_side
 from lmreg_jax.pair_registration import WINDOW
 from lmreg_jax.transform_files import write_itk
 from lmreg_jax.transforms import affine_transform
-from lmreg_jax.volumes import Volume, resample, write_volume
+from lmreg_jax.volumes import Volume, resample, smoothing, write_volume
 
 Array = NDArray[Any]
 Say = Callable[[str], None]
@@ -120,10 +121,15 @@ def prepare(
     side = read_side(chosen.path, chosen.mask)
     grid = preprocess.lung_centred_grid(side.lungs, shape, np.full(3, spacing_mm))
     image = Volume(preprocess.window(side.scan.volume.data, WINDOW), side.scan.volume.affine)
-    steps = {}
+    steps: dict[str, Any] = {}
+    contents: dict[tuple[Any, ...], str] = {}
     for source in given:
         say(source.name)
         own = side if source is chosen else read_side(source.path, source.mask)
+        data = own.scan.volume.data
+        first = contents.setdefault((data.shape, zlib.crc32(np.ascontiguousarray(data).data)), source.path)
+        if first != source.path:
+            raise InputError(f"{first} and {source.path}: identical images; give each scan once")
         if source is chosen:
             found = Affine(np.eye(4), "reference", ())
         else:
@@ -208,7 +214,11 @@ def _write_case(
             "affine_voxel_to_ras_mm": scan.affine.tolist(),
         },
         "lungs": {"source": side.source, "mask": source.mask, "litres": list(side.litres)},
-        "intensities": {"clipped_to_hu": list(CLIPPED_HU), "outside_the_scan_hu": AIR_HU},
+        "intensities": {
+            "clipped_to_hu": list(CLIPPED_HU),
+            "smoothed_by_sigma_ras_voxels": smoothing(np.linalg.inv(scan.volume.affine) @ from_grid).tolist(),
+            "outside_the_scan_hu": AIR_HU,
+        },
         "affine": {"method": found.method, "reference_to_scan_ras_mm": found.pull.tolist()},
         "grid_voxel_to_scan_ras_mm": from_grid.tolist(),
         "grid_voxel_to_stored_voxel": (np.linalg.inv(scan.affine) @ from_grid).tolist(),

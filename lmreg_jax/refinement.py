@@ -166,7 +166,7 @@ def compared(
 
 def _better(new: tuple[dict[str, float], float], old: tuple[dict[str, float], float]) -> bool:
     """Not folding comes first, then the total. NaN is never better."""
-    if new[1] < LEAST_JACOBIAN and new[1] <= old[1]:
+    if not np.isfinite([new[0]["total"], new[1]]).all() or (new[1] < LEAST_JACOBIAN and new[1] <= old[1]):
         return False
     return old[1] < LEAST_JACOBIAN or new[0]["total"] < old[0]["total"]
 

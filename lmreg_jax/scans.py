@@ -25,6 +25,7 @@ from lmreg_jax.volumes import (
     Volume,
     check_axes,
     read_volume,
+    shear_notes,
     spacing,
     unit_mm,
     write_volume,
@@ -40,13 +41,17 @@ SERIES_MARK = "::"  # FOLDER::SERIES_UID names one of several DICOM series
 
 
 class Scan(NamedTuple):
-    """An image in RAS+, and the grid that its file stores it on."""
+    """An image in RAS+, and the grid that its file stores it on.
+
+    notes: what its geometry made necessary or doubtful, in words, for the report.
+    """
 
     volume: Volume
     path: str
     shape: tuple[int, int, int]  # of the file
     affine: Array  # [4, 4], voxel of the file -> RAS mm
     dtype: np.dtype[Any]  # of the file's values: what it takes to store the like of them
+    notes: tuple[str, ...] = ()
 
     def to_native(self, array: Array) -> Array:
         """An array [X, Y, Z, ...] on the RAS+ grid, its axes turned to the order of the file."""
@@ -132,10 +137,11 @@ def simpleitk(purpose: str) -> Any:
     return SimpleITK
 
 
-def make_scan(path: str, data: Array, affine: Array, dtype: DTypeLike) -> Scan:
+def make_scan(path: str, data: Array, affine: Array, dtype: DTypeLike, notes: tuple[str, ...] = ()) -> Scan:
     """A checked Scan of an array [i, j, k] as stored and its affine (voxel -> RAS mm).
 
-    Raises InputError on NaN, fewer than 2 voxels along an axis, and unusable spacings.
+    notes: what was done to it before. Raises InputError on NaN, fewer than 2 voxels along an axis, and
+    unusable spacings.
     """
     if data.ndim != 3 or min(data.shape) < 2:
         raise InputError(f"{path}: shape {data.shape}; a 3-D image, 2 or more voxels an axis, is needed")
@@ -150,7 +156,7 @@ def make_scan(path: str, data: Array, affine: Array, dtype: DTypeLike) -> Scan:
             raise InputError(f"{path}: {broken} voxels are NaN or infinite; replace them (with air)")
     turn = io_orientation(affine)
     ras = Volume(apply_orientation(data, turn), affine @ inv_ornt_aff(turn, data.shape))
-    return Scan(ras, path, _triple(data.shape), affine, np.dtype(dtype))
+    return Scan(ras, path, _triple(data.shape), affine, np.dtype(dtype), (*notes, *shear_notes(affine)))
 
 
 def itk_affine(image: Any) -> Array:
@@ -169,7 +175,7 @@ def _read_nifti(path: str) -> Scan:
     proxy = image.dataobj
     scaled = proxy.slope != 1 or proxy.inter != 0
     dtype = storage(volume.data) if scaled else np.dtype(image.get_data_dtype().newbyteorder("="))
-    return Scan(volume, path, _triple(image.shape), affine, dtype)
+    return Scan(volume, path, _triple(image.shape), affine, dtype, shear_notes(affine))
 
 
 def storage(data: Array) -> np.dtype[Any]:

@@ -220,21 +220,28 @@ def _check_steps(path: Path, image: Any) -> None:
 
 
 def check_axes(path: str | os.PathLike[str], affine: Array) -> None:
-    """InputError where the voxels' axes lie in one plane; a warning where they are not at right angles.
-
-    Sheared axes are exact here, but NIfTI's qform and ITK's directions cannot say them.
-    """
+    """InputError where the voxels' axes lie in one plane; a warning where they are not at right angles."""
     axes = affine[:3, :3] / spacing(affine)
     if abs(np.linalg.det(axes)) < 1e-3:
         raise InputError(f"{path}: the header's affine is singular: its axes lie in one plane")
-    cosines = np.abs((axes.T @ axes)[np.triu_indices(3, 1)])
-    if cosines.max() > SHEAR_LIMIT:
-        log.warning(
-            "%s: sheared: two of its axes are at %.1f degrees, not 90. It is read as it says, but ITK, ANTs"
-            " and 3D Slicer show it, and what is written on its grid, without the shear: resample it first",
-            path,
-            np.degrees(np.arccos(min(cosines.max(), 1.0))),
-        )
+    for note in shear_notes(affine):
+        log.warning("%s: %s", path, note)
+
+
+def shear_notes(affine: Array) -> tuple[str, ...]:
+    """What is to be said of axes that are not at right angles; () where they are.
+
+    They are exact here, but NIfTI's qform and ITK's directions cannot say them.
+    """
+    axes = affine[:3, :3] / spacing(affine)
+    largest = np.abs((axes.T @ axes)[np.triu_indices(3, 1)]).max()
+    if largest <= SHEAR_LIMIT:
+        return ()
+    degrees = np.degrees(np.arccos(min(largest, 1.0)))
+    return (
+        f"sheared: two of its axes are at {degrees:.1f} degrees, not 90. It is read as it says, but ITK, ANTs"
+        " and 3D Slicer show it, and what is written on its grid, without the shear: resample it first",
+    )
 
 
 def write_volume(path: str | os.PathLike[str], volume: Volume, dtype: DTypeLike | None = None) -> None:
@@ -267,21 +274,18 @@ def resample(
 
     affine: target voxel -> target RAS mm; pull [4, 4]: target RAS mm -> the volume's RAS mm.
     Outside the volume's voxels: `fill`, or with None its edge goes on (0 where no voxel is near). For a
-    coarser target, order >= 1 smooths first: a Gaussian of sigma^2 = (step^2 - 1) / FWHM^2 source
-    voxels. [Cardoso 2015]
+    coarser target, order >= 1 smooths first, by `smoothing`.
     """
     matrix = np.linalg.inv(volume.affine) @ (np.eye(4) if pull is None else pull) @ affine
     linear, offset = matrix[:3, :3], matrix[:3, 3].copy()
-    sigma = np.sqrt(np.maximum(np.sum(linear**2, axis=1) - 1, 0)) / FWHM
-    if order == 0:
-        sigma = np.zeros(3)
+    sigma = smoothing(matrix) if order else np.zeros(3)
     reach = 2 if order < 2 else 12  # a spline's coefficients feel an edge 12 voxels away by 1e-7
     data, start = _needed_part(volume.data, shape, matrix, 4 * sigma + reach)
     if data is None:
         return np.full(tuple(shape), fill or 0, volume.data.dtype if order == 0 else np.float32)
     if data.dtype == bool:
         data = data.astype(np.uint8)
-    if np.any(sigma > 0.1):  # below, the kernel's neighbours weigh less than 1e-20
+    if sigma.any():
         data = ndimage.gaussian_filter(data, sigma, output=np.float32, mode="nearest")
     dtype = data.dtype if order == 0 else np.float32
     out: Array = ndimage.affine_transform(
@@ -290,6 +294,15 @@ def resample(
     if fill is not None:
         out[~_inside(volume.data.shape, shape, linear, offset)] = fill
     return out
+
+
+def smoothing(matrix: Array) -> Array:
+    """Gaussian sigma [3], source voxels, before a resampling by `matrix` [4, 4], target -> source voxel.
+
+    sigma^2 = (step^2 - 1) / FWHM^2 where the target is coarser [Cardoso 2015], else 0.
+    """
+    sigma = np.sqrt(np.maximum(np.sum(matrix[:3, :3] ** 2, axis=1) - 1, 0)) / FWHM
+    return sigma if sigma.max() > 0.1 else np.zeros(3)  # there the kernel's neighbours weigh 1e-20
 
 
 def inside(volume: Volume, shape: Sequence[int], affine: Array, *, pull: Array | None = None) -> Array:

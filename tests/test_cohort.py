@@ -199,6 +199,29 @@ def test_a_bare_folder_of_scans_is_a_training_cohort(template, tmp_path, caplog)
     )
 
 
+@pytest.mark.parametrize(
+    ("change", "options", "message"),
+    [
+        (lambda hu: hu + 1000, {}, "values from 0 to 1040, none below 0, where the window"),
+        (
+            lambda hu: hu,
+            {"window": (2000, 4000)},
+            "values from -1000 to 40, all beyond the window",
+        ),
+    ],
+)
+def test_values_in_another_unit_than_the_window_are_refused(root, change, options, message):
+    """Stored values without the rescale intercept look like a body in a body: nothing there is air."""
+    path = root / "images/c1.nii.gz"
+    image = read_volume(path)
+    write_volume(path, Volume(change(image.data), image.affine))
+    with pytest.raises(InputError, match=f"images/c[0-2].nii.gz: {message}"):
+        read(root, **options)
+    if not options:
+        assert list(read(root, policy="skip").skipped) == ["c1"]
+        read(root, window=(0, 1400))  # a window of these values; the mask comes from a file
+
+
 def test_other_modalities_by_percentiles_without_lungs(root):
     for i in range(5):
         volume = read_volume(root / f"images/c{i}.nii.gz")

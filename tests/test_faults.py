@@ -350,6 +350,12 @@ def test_seed_and_versions_are_written_once_for_each_set_of_them(
     starts = json.loads((tmp_path / provenance.FILE).read_text(encoding="utf-8"))
     assert [start["step"] for start in starts] == [0, 8]
     assert "-> 9.9" in caplog.text
+    # Another program in the same folder has a record of its own, and changes nothing in the training's.
+    for _ in range(2):
+        provenance.record(tmp_path, config, program="evaluate")
+    provenance.record(tmp_path, config, 8)
+    starts = json.loads((tmp_path / provenance.FILE).read_text(encoding="utf-8"))
+    assert [start["program"] for start in starts] == ["train", "train", "evaluate"]
     (tmp_path / provenance.FILE).write_text("{", encoding="utf-8")
     provenance.record(tmp_path, config, 8)
     assert len(json.loads((tmp_path / provenance.FILE).read_text(encoding="utf-8"))) == 1

@@ -17,7 +17,7 @@ from lmreg_jax.scans import make_scan
 from lmreg_jax.transforms import jacobian, transform_points
 from lmreg_jax.volumes import Volume, apply_affine, write_volume
 from tests.shared_data import shared
-from tests.tiny_cohort import GRID, SHAPE, random_pull, subject
+from tests.tiny_cohort import GRID, LANDMARKS, SHAPE, random_pull, subject
 
 
 def side(ct: Volume, lungs: Volume) -> Side:
@@ -264,6 +264,35 @@ def test_what_is_no_chest_ct_is_refused(tmp_path: Path) -> None:
     write_volume(tmp_path / "head.nii.gz", Volume(head, ct.affine))
     with pytest.raises(InputError, match=r"head\.nii\.gz: no lungs found.*a scan of head"):
         read_side(tmp_path / "head.nii.gz")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not alignment.elastix_installed(), reason="needs the extra lmreg_jax[elastix]")
+def test_elastix_finds_a_table_shift_of_tens_of_millimetres() -> None:
+    """A translation of 40, -60 and 80 mm and a small affine: two thirds of the body's depth and more."""
+    pull = random_pull(2)
+    (ct, lungs, _), landmarks = subject(np.eye(4)), np.array(list(LANDMARKS.values()))
+    shifted = pull.copy()
+    shifted[:3, 3] += (40, -60, 80)
+    moved = [Volume(volume.data, volume.affine.copy()) for volume in subject(pull)[:2]]
+    for volume in moved:
+        volume.affine[:3, 3] += (40, -60, 80)
+    images = [Volume(preprocess.window(scan.data, (-1000, 400)), scan.affine) for scan in (ct, moved[0])]
+    found = pair_affine.align_pair(*images, lungs, moved[1], "elastix", (ct, moved[0]))
+    assert found.method == "elastix"
+    off = apply_affine(found.pull, landmarks) - apply_affine(shifted, landmarks)
+    # 8 mm voxels; moments alone, which see no rotation, leave up to 12 mm.
+    assert np.linalg.norm(off, axis=1).max() < 4
+
+
+def test_a_sheared_scan_is_told_in_the_report(tmp_path: Path) -> None:
+    ct, lungs, _ = subject(np.eye(4))
+    shear = np.eye(4)
+    shear[0, 2] = np.tan(np.radians(5))
+    write_volume(tmp_path / "ct.nii.gz", Volume(ct.data, ct.affine @ shear))
+    write_volume(tmp_path / "mask.nii.gz", Volume(lungs.data, lungs.affine @ shear))
+    warnings = read_side(tmp_path / "ct.nii.gz", tmp_path / "mask.nii.gz").warnings
+    assert warnings[0].startswith("sheared: two of its axes are at 85.0 degrees")
 
 
 def test_masks_that_cannot_be_lungs_are_refused(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -136,6 +138,41 @@ def test_worse_outcomes_give_the_start_back() -> None:
     assert kept.step == 0
     assert jnp.array_equal(kept.velocity, start)
     assert kept.before == kept.after
+
+
+def test_a_better_fit_that_folds_is_refused() -> None:
+    """Two unlike patterns and next to no prior: the best fit there is tears the image apart."""
+    fixed, moving = jax.random.uniform(jax.random.key(3), (2, *SHAPE))
+    inside = jnp.ones(SHAPE, bool)
+    loose = OBJECTIVE._replace(precision=1e-4)
+    pair = refinement.Pair(fixed, moving, inside, inside)
+    outcome = refinement.refine(pair, bump(0.0), objective=loose, steps=15, learning_rate=6.0)
+    assert min(outcome.history) < outcome.after["total"] < outcome.before["total"]
+    assert outcome.smallest_jacobian[1] >= refinement.LEAST_JACOBIAN
+    u = displacement_of(outcome.velocity, SHAPE, stride=2, steps=5)
+    assert float(fields.jacobian_determinant(u).min()) == pytest.approx(
+        outcome.smallest_jacobian[1], abs=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    ("new", "old", "better"),
+    [
+        ((1.0, 0.5), (2.0, 0.5), True),
+        ((2.0, 0.5), (1.0, 0.5), False),
+        ((1.0, -0.1), (2.0, 0.5), False),  # lower, but it folds
+        ((2.0, 0.5), (1.0, -0.1), True),  # higher, but it folds no more
+        ((2.0, -0.1), (1.0, -0.5), True),  # it folds less
+        ((1.0, -0.5), (2.0, -0.1), False),
+        ((math.nan, 0.5), (1.0, 0.5), False),
+        ((math.nan, 0.5), (1.0, -0.5), False),
+        ((1.0, math.nan), (2.0, -0.5), False),
+    ],
+)
+def test_not_folding_comes_before_the_total(
+    new: tuple[float, float], old: tuple[float, float], better: bool
+) -> None:
+    assert refinement._better(*(({"total": total}, jacobian) for total, jacobian in (new, old))) is better
 
 
 def test_smoothing_keeps_constants_and_the_sum() -> None:

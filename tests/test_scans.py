@@ -215,6 +215,7 @@ def test_a_tilted_gantry_is_undone(tmp_path: Path, caplog: pytest.LogCaptureFixt
     series.data = (np.broadcast_to(profile, (20, 24, 9)) * 900 - 1000).astype(np.int16)
     scan = read_scan(series.write(tilt=degrees))
     assert "gantry tilted by 18.0 degrees" in caplog.text
+    assert scan.notes == ("gantry tilted by 18.0 degrees: resampled to upright slices",)
     data = scan.volume.data.astype(float) + 1000
     linear = scan.volume.affine[:3, :3]
     np.testing.assert_allclose(linear, np.diag(np.diag(linear)), atol=1e-6)  # upright

@@ -15,7 +15,9 @@ from ml_collections import ConfigDict
 
 import experiments.train as program
 from experiments import command, lung
+from experiments.data import load_cohort
 from lmreg_jax import batches, checkpoint, configuration, registration, training
+from lmreg_jax.cohort import training_pairs
 from lmreg_jax.errors import InputError
 from lmreg_jax.volumes import write_volume
 from tests import tiny_cohort
@@ -179,9 +181,11 @@ def test_a_loss_that_stays_nan_stops_and_keeps_the_last_good_state(
     finished: Path, config: ConfigDict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = batches.prefetch
+    given = {}
 
     def spoilt(make: Any, steps: range, ahead: int = 2) -> Iterator[Any]:
         for step, (pairs, batch) in original(make, steps, ahead):
+            given[step] = pairs
             bad = batch._replace(moving=np.full_like(batch.moving, np.nan)) if step >= 2 else batch
             yield step, (pairs, bad)
 
@@ -195,7 +199,12 @@ def test_a_loss_that_stays_nan_stops_and_keeps_the_last_good_state(
         json.loads(t) for t in (tmp_path / "run/skipped_steps.jsonl").read_text(encoding="utf-8").splitlines()
     ]
     assert [line["step"] for line in skipped] == [2, 3]
-    assert len(skipped[0]["pairs"]) == config.train.pairs_per_batch
+    # For replay: the names are those of the batch, and seed and step give them again.
+    cohort = load_cohort(config, progress=False)
+    data = (config.train.pairs_per_batch, 2)
+    kind = {"seed": config.seed, "both_orders": config.train.both_orders}
+    again = batches.pairs_of_step(training_pairs(cohort), *data, **kind)
+    assert skipped[0]["pairs"] == [list(pair) for pair in again] == [list(pair) for pair in given[2]]
     # Mended, the run goes on from there, to where it would have come anyway.
     monkeypatch.undo()
     program.train(config, tmp_path / "run", evaluate=False)

@@ -12,6 +12,7 @@ import pytest
 
 from lmreg_jax import training
 from lmreg_jax.objective import Objective
+from lmreg_jax.posterior import Posterior
 from lmreg_jax.training import Batch, TrainState
 from lmreg_jax.unet import UNet
 from tests import numerics
@@ -199,6 +200,31 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_count(
     assert_equal(after, expected)
     for device in range(4):
         assert_equal(jax.tree.map(lambda a, d=device: a[d], together), expected)
+
+
+def test_a_gradient_that_is_not_finite_under_a_finite_loss_is_not_applied(
+    state: TrainState, batch: Batch
+) -> None:
+    """The square root of 0 has a value and no slope: the loss shows nothing, the norm does."""
+
+    def apply(params: Any, *images: jax.Array) -> Posterior:
+        mean, log_variance = MODEL.apply(params, *images)
+        return Posterior(mean + jnp.sqrt(0 * jax.tree.leaves(params)[0].sum() ** 2), log_variance)
+
+    after, scalars = training.train_step(
+        state, batch, KEY, apply=apply, optimiser=OPTIMISER, objective=OBJECTIVE
+    )
+    assert np.isfinite(float(scalars["loss"])) and not np.isfinite(float(scalars["grad_norm"]))
+    assert float(scalars["skipped"]) == 1
+    assert_equal(after, state._replace(step=jnp.int32(1)))
+
+
+def test_the_step_gives_its_state_s_memory_to_the_next(
+    state: TrainState, batch: Batch, parallel: Any
+) -> None:
+    given = training.replicate(state)
+    parallel(given, batch, KEY)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(given))
 
 
 def test_a_weight_of_zero_is_a_training_without_landmarks(state: TrainState, batch: Batch) -> None:
