@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import common
+from lmreg_jax.tables import replacing
 
 DISTINCT = 8  # scans that are really written
 PACKAGES = ("numpy", "scipy", "nibabel", "jax")
@@ -155,7 +156,8 @@ def main() -> None:
         f"{common.heading(where)}\n"
     )
     given.output.mkdir(parents=True, exist_ok=True)
-    (given.output / "memory_cases.md").write_text(text, encoding="utf-8")
+    with replacing(given.output / "memory_cases.md") as temporary:
+        temporary.write_text(text, encoding="utf-8")
     print(text)
 
 

@@ -12,21 +12,20 @@ text; the others keep the rows that they have in recipes.csv.
 from __future__ import annotations
 
 import csv
-import os
-import platform
 import time
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from absl import app, flags
 
+from benchmarks import common
 from experiments import lung
 from experiments.data import load_cohort
 from experiments.train import train
 from lmreg_jax import evaluation, registration
 from lmreg_jax.cohort import held_out_pairs
+from lmreg_jax.tables import replacing
 
 VALIDATION = 0.3  # nine of the thirty training subjects: three would be too few to tell recipes apart
 BATCH: dict[str, Any] = {
@@ -151,17 +150,18 @@ def kept(file: Path) -> dict[str, dict[str, Any]]:
 def write(rows: list[dict[str, Any]], output: Path) -> None:
     """recipes.csv and recipes.md."""
     output.mkdir(parents=True, exist_ok=True)
-    with (output / "recipes.csv").open("w", newline="", encoding="utf-8") as file:
+    with (
+        replacing(output / "recipes.csv") as temporary,
+        temporary.open("w", newline="", encoding="utf-8") as file,
+    ):
         table = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         table.writeheader()
         table.writerows({k: f"{v:.4g}" if isinstance(v, float) else v for k, v in r.items()} for r in rows)
     lines = [
         "# Recipes tried, from scratch",
         "",
-        f"Validation pairs (9 subjects taken out of the 30, the other 21 train), jax {jax.__version__},"
-        f" Python {platform.python_version()}, {os.cpu_count()} CPU cores; `python -m benchmarks.recipes`."
-        " Equal numbers of pair-visits. Seconds include compilation and were taken on a machine that"
-        " other programs shared: compare the ratios of TRE, not the seconds.",
+        "Validation pairs (9 subjects taken out of the 30, the other 21 train), equal numbers of pair-visits,"
+        " one seed.",
         "",
         "| recipe | steps | pair-visits | TRE before (mm) | TRE after (mm) | ratio | unseen (mm) | Dice |"
         " folding (%) |",
@@ -173,7 +173,9 @@ def write(rows: list[dict[str, Any]], output: Path) -> None:
             f" {r['tre_mm']:.2f} | {r['ratio']:.2f} | {r['tre_unseen_mm']:.2f} | {r['dice']:.3f} |"
             f" {r['folding_percent']:.4f} |"
         )
-    (output / "recipes.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    lines += ["", common.heading(common.environment("benchmarks.recipes"))]
+    with replacing(output / "recipes.md") as temporary:
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def main(_: list[str]) -> None:

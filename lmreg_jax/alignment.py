@@ -121,10 +121,22 @@ def transport(fixed: Moments, moving: Moments) -> Array:
 
 def shape_distance(a: Moments, b: Moments) -> float:
     """Wasserstein distance, mm, of two Gaussians with their means brought together."""
+    return float(_shape_distances(a, b.covariance[None])[0])
+
+
+def most_central(moments: Sequence[Moments]) -> int:
+    """The index of the one with the least sum of `shape_distance` to all; the first of equals."""
+    covariances = np.stack([one.covariance for one in moments])
+    return int(np.argmin([_shape_distances(one, covariances).sum() for one in moments]))
+
+
+def _shape_distances(a: Moments, covariances: Array) -> Array:
+    """`shape_distance` of a to each of N covariances, [N, 3, 3]."""
     root = _power(a.covariance, 0.5)
-    cross = np.trace(_power(root @ b.covariance @ root, 0.5))
-    squared = np.trace(a.covariance) + np.trace(b.covariance) - 2 * cross
-    return float(np.sqrt(max(squared, 0.0)))
+    values = np.linalg.eigvalsh(root @ covariances @ root)
+    cross = np.sqrt(np.maximum(values, 0)).sum(axis=-1)
+    squared = np.trace(a.covariance) + np.trace(covariances, axis1=1, axis2=2) - 2 * cross
+    return np.sqrt(np.maximum(squared, 0.0))
 
 
 def align_moments(fixed_mask: Volume, moving_mask: Volume) -> Array:

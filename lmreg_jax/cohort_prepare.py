@@ -188,14 +188,10 @@ def _choose_reference(rows: list[Row], lungs: Sequence[PackedLungs | None], name
         whole = {i: found for i, found in known.items() if not found.cut_off}
         moments = {i: found.moments for i, found in (whole or known).items()}
         if moments:
-            return min(moments, key=lambda i: _remoteness(moments[i], moments.values()))
+            return list(moments)[alignments.most_central(list(moments.values()))]
         if members:
             return members[0]
     raise InputError(
         "all cases are test cases, and the common grid must not come from one: give the split "
         "'train' to a case, or name a case as reference"
     )
-
-
-def _remoteness(moments: alignments.Moments, others: Iterable[alignments.Moments]) -> float:
-    return sum(alignments.shape_distance(moments, other) for other in others)

@@ -165,12 +165,7 @@ def most_central(lungs: dict[str, Lungs]) -> str:
     """The name whose lungs' moments are least far from all others', of those not cut off, if any."""
     whole = {name: one.moments for name, one in lungs.items() if not one.cut_off}
     candidates = whole or {name: one.moments for name, one in lungs.items()}
-    return min(
-        candidates,
-        key=lambda name: sum(
-            alignment.shape_distance(candidates[name], other) for other in candidates.values()
-        ),
-    )
+    return list(candidates)[alignment.most_central(list(candidates.values()))]
 
 
 def _write_case(

@@ -18,7 +18,9 @@ from ml_collections import ConfigDict
 import experiments.train as program
 from experiments import provenance, scalars, supply, tensorboard, workdir_lock
 from lmreg_jax import batches, checkpoint
+from lmreg_jax.cli.main import main as lmreg
 from lmreg_jax.errors import InputError
+from lmreg_jax.volumes import write_volume
 from tests import tiny_cohort
 from tests.tiny_training import compiled_once, rows, saved_state, settings  # noqa: F401
 
@@ -132,6 +134,40 @@ def test_a_full_disk_stops_with_a_message_and_nothing_lost(
     (small_disk / "filler").unlink()
     program.train(config, workdir, evaluate=False)
     is_the_run_without_trouble(workdir, finished)
+
+
+@pytest.mark.parametrize("leave", [0, 30_000], ids=["for nothing", "for some of the files"])
+@pytest.mark.parametrize("command", ["register", "preprocess"])
+def test_a_full_disk_leaves_the_earlier_results_and_nothing_half(
+    command: str, leave: int, small_disk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scans = []
+    for i in range(2):
+        ct, lungs, _ = tiny_cohort.subject(tiny_cohort.random_pull(i))
+        scans += [str(tmp_path / f"s{i}.nii.gz"), str(tmp_path / f"m{i}.nii.gz")]
+        write_volume(scans[-2], ct)
+        write_volume(scans[-1], lungs)
+    output = small_disk / "out"
+    masks = {
+        "register": ["--model", "none", "--fixed-mask", scans[1], "--moving-mask", scans[3]],
+        "preprocess": ["--masks", scans[1], scans[3], "--spacing", "8", "--shape", "40", "30", "40"],
+    }
+    words = [command, scans[0], scans[2], *masks[command], "--affine", "moments", "--quiet"]
+    lmreg([*words, "--output", str(output)])
+
+    def files() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in small_disk.rglob("*") if path.is_file()}
+
+    before = files()
+    filler = fill(small_disk, leave)
+    for arguments in ([*words, "--output", str(output), "--force"], [*words, "--output", f"{output}2"]):
+        with pytest.raises(SystemExit) as stopped:
+            lmreg(arguments)
+        assert stopped.value.code == 2
+        assert "No space left on device" in capsys.readouterr().err
+    filler.unlink()
+    assert files() == before
+    lmreg([*words, "--output", f"{output}2"])
 
 
 def test_a_disk_that_fills_up_while_orbax_writes(

@@ -21,7 +21,10 @@ from experiments import lung  # noqa: E402
 from lmreg_jax import configuration  # noqa: E402
 from lmreg_jax.cohort_table import Row, read_cases, read_pairs  # noqa: E402
 from lmreg_jax.errors import LONGEST, InputError  # noqa: E402
-from lmreg_jax.tables import read_points, read_table, write_points  # noqa: E402
+from lmreg_jax.points import read_points_any, write_points_any  # noqa: E402
+from lmreg_jax.pretrained import import_keras  # noqa: E402
+from lmreg_jax.tables import read_points, read_table  # noqa: E402
+from lmreg_jax.unet import UNet  # noqa: E402
 from lmreg_jax.volumes import Volume, apply_affine, read_volume, write_volume  # noqa: E402
 from tests import fuzz_readers  # noqa: E402
 from tests.mutations import mutated  # noqa: E402
@@ -70,10 +73,14 @@ def test_a_volume_comes_back_in_ras_with_every_voxel_at_its_place(
 
 
 @many
-@given(points=st.dictionaries(names, st.tuples(*[coordinates] * 3), max_size=8))
-def test_landmarks_come_back_by_any_name(points: dict[str, Any], tmp_path: Path) -> None:
-    write_points(tmp_path / "points.csv", {name: np.array(p) for name, p in points.items()})
-    found = read_points(tmp_path / "points.csv")
+@given(
+    points=st.dictionaries(names, st.tuples(*[coordinates] * 3), min_size=1, max_size=8),
+    suffix=st.sampled_from([".csv", ".fcsv", ".mrk.json"]),
+)
+def test_landmarks_come_back_by_any_name(points: dict[str, Any], suffix: str, tmp_path: Path) -> None:
+    file = tmp_path / f"points{suffix}"
+    write_points_any(file, {name: np.array(p) for name, p in points.items()})
+    found = read_points_any(file)
     assert list(found) == list(points)
     for name, point in points.items():
         np.testing.assert_allclose(found[name], point, atol=1e-9)
@@ -82,8 +89,12 @@ def test_landmarks_come_back_by_any_name(points: dict[str, Any], tmp_path: Path)
 @many
 @given(content=st.binary(max_size=300) | st.text(string.printable, max_size=300).map(str.encode))
 def test_any_bytes_are_read_or_refused_by_name(content: bytes, tmp_path: Path) -> None:
+    network = UNet(encoder=(4,), decoder=(4,), final=())
     readers = {
         "points.csv": read_points,
+        "points.fcsv": read_points_any,
+        "points.mrk.json": read_points_any,
+        "weights.h5": lambda path: import_keras(path, network),
         "table.csv": lambda path: read_table(path, ("a",)),
         "config.json": configuration.read,
         "image.nii": read_volume,
