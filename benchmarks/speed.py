@@ -2,8 +2,9 @@
 
     python -m benchmarks.speed [--grids=48x32x64,160x112x208] [--batches=1,4] [--output=benchmarks/results]
 
-Each measurement is a process of its own; ours and theirs take turns, so that what else the machine
-does hits both. Writes speed.md and speed.json (with --name=gpu: speed_gpu.md and so on).
+First, whether both give the same answers from the same weights (`benchmarks.agreement`). Each
+measurement is a process of its own; ours and theirs take turns, so that what else the machine does
+hits both. Writes speed.md and speed.json (with --name=gpu: speed_gpu.md and so on).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from benchmarks import common
 from benchmarks.speed_worker import ITEMS
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "torch")
+TOLERANCE = 1e-4  # as in `benchmarks.agreement`, which needs PyTorch and JAX in one process
 
 TITLES = {
     "network": "network forward",
@@ -63,6 +65,17 @@ def ceiling() -> dict[str, float]:
     return {"gflops": 2 * 2048**3 / product / 1e9, "gbytes": 2 * block.nbytes / copy / 1e9}
 
 
+def agreement() -> dict[str, float]:
+    """The largest relative differences of both sides' answers; ends the run where they do not agree."""
+    found = common.answer_of("benchmarks.agreement")
+    moved = found.pop("largest_voxels", 0.0)
+    if "error" in found or moved < 0.5 or max(found.values()) > TOLERANCE:
+        raise SystemExit(
+            f"not the same model on both sides: {found}, largest displacement {moved:.2g} voxels"
+        )
+    return found
+
+
 def row(item: str, grid: str, batch: int, rounds: int, repeats: int) -> dict[str, Any]:
     """One line of the table: both sides in turns."""
     sides: dict[str, list[dict[str, Any]]] = {"ours": [], "theirs": []}
@@ -80,8 +93,9 @@ def markdown(rows: list[dict[str, Any]], where: dict[str, Any]) -> str:
         "",
         f"{common.heading(where)}"
         f" Ceiling measured here: {peak['gflops']:.0f} GFLOP/s, {peak['gbytes']:.1f} GB/s."
-        " Seconds are medians; ratio = ours / PyTorch, below 1 is faster; peak memory is the whole"
-        " process.",
+        f" Equal weights give equal answers on both sides, to {max(where['agreement'].values()):.0e} of the"
+        " largest value. Seconds are medians; ratio = ours / PyTorch, below 1 is faster; peak memory is"
+        " the whole process.",
         "",
         "| what | grid | batch | ours (s) | PyTorch (s) | ratio | first call (s) | peak (MB) | PyTorch peak"
         " (MB) | GFLOP | GB | of the ceiling |",
@@ -114,7 +128,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=common.RESULTS)
     parser.add_argument("--name", default="")
     given = parser.parse_args()
-    where = common.environment("benchmarks.speed", PACKAGES) | {"ceiling": ceiling()}
+    where = common.environment("benchmarks.speed", PACKAGES)
+    where |= {"ceiling": ceiling(), "agreement": agreement()}
     file = given.output / "_".join(filter(None, ["speed", given.name]))
     rows = []
     for grid in given.grids.split(","):
