@@ -14,13 +14,13 @@ import argparse
 import itertools
 import json
 import os
-import platform
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks import common
 from lmreg_jax.volumes import replacing
 
 HEADS = (
@@ -79,12 +79,13 @@ def main() -> None:
         reports.append(register(fixed, moving, folder, given.refine))
         print(row(reports[-1]), flush=True)
     versions = ", ".join(f"{name} {version}" for name, version in reports[0]["versions"].items())
+    where = common.environment("benchmarks.real_pairs", ())
     lines = [
         "# `lmreg register` on real chest CT, all ordered pairs",
         "",
-        f"`python -m benchmarks.real_pairs ... --refine={given.refine}` with the shipped weights, on"
-        f" {os.cpu_count()} CPU cores ({platform.machine()}); {versions}. Lungs segmented by the program,"
-        " Dice in the common field of view; J: Jacobian determinant, sd of its log in the lungs; inverse:"
+        f"`python -m benchmarks.real_pairs ... --refine={given.refine}` with the shipped weights;"
+        f" {where['processor']}, {where['cores']} cores, {versions}; commit {where['commit']}, load"
+        f" {where['load_at_start']:.1f} at the end. Lungs segmented by the program, Dice in the common field of view; J: Jacobian determinant, sd of its log in the lungs; inverse:"
         " |T^-1(T(x)) - x| in the lungs. Time and memory are the whole process's, start-up included.",
         "",
         f"| {' | '.join(HEADS)} |",

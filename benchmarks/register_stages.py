@@ -48,6 +48,7 @@ def worker(words: list[str]) -> None:
     """Runs the command; prints seconds of each stage, those of compiling in it, and programs."""
     import jax
 
+    from benchmarks import common
     from lmreg_jax.cli import main as program
     from lmreg_jax.cli import register
 
@@ -81,7 +82,8 @@ def worker(words: list[str]) -> None:
             answer[kind][stage] = answer[kind].get(stage, 0.0) + seconds
         answer["tracing"][stage] = answer["tracing"].get(stage, 0.0) + every - backend
     programs = sum(name == COMPILING for name, *_ in events)
-    print(json.dumps({**answer, "compiled": programs - fetched, "fetched": fetched}))
+    counts = {"compiled": programs - fetched, "fetched": fetched}
+    print(json.dumps({**answer, **counts, "peak_mb": common.peak_mb()}))
 
 
 def covered(spans: list[tuple[float, float]]) -> float:
@@ -143,6 +145,7 @@ def markdown(rows: dict[str, Any], where: dict[str, Any], what: str) -> str:
     body.append(["whole process", *(f"{r['wall']:.2f}" for r in runs.values())])
     for name in ("compiled", "fetched"):
         body.append([f"programs {name}", *(str(r[name]) for r in runs.values())])
+    body.append(["peak memory (MB)", *(f"{r['peak_mb']:.0f}" for r in runs.values())])
     lines += common.table(["seconds", *STARTS], body)
     one = rows["imports"]
     lines += ["", *common.table(["import", "s"], [[n, f"{s:.2f}"] for n, s in one.items()])]
