@@ -85,8 +85,9 @@ def main() -> None:
         "",
         f"`python -m benchmarks.real_pairs ... --refine={given.refine}` with the shipped weights;"
         f" {where['processor']}, {where['cores']} cores, {versions}; commit {where['commit']}, load"
-        f" {where['load_at_start']:.1f} at the end. Lungs segmented by the program, Dice in the common field of view; J: Jacobian determinant, sd of its log in the lungs; inverse:"
-        " |T^-1(T(x)) - x| in the lungs. Time and memory are the whole process's, start-up included.",
+        f" {where['load_at_start']:.1f} at the end. Lungs segmented by the program, Dice in the common"
+        " field of view; J: Jacobian determinant, sd of its log in the lungs; inverse: |T^-1(T(x)) - x| in"
+        " the lungs. Time and memory are the whole process's, start-up included.",
         "",
         f"| {' | '.join(HEADS)} |",
         "| --- | --- |" + " ---: |" * (len(HEADS) - 2),
