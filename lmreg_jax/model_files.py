@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -53,15 +54,30 @@ def load(folder: Path) -> tuple[Any, Any]:
     like = jax.eval_shape(lambda: configuration.initial_params(config))
     file = folder / PARAMS
     try:
-        with np.load(file, allow_pickle=False) as found:
-            arrays = {name: found[name] for name in found.files}
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        with zipfile.ZipFile(file) as archive:
+            leaves = [
+                _array(archive, file, _name(path), leaf)
+                for path, leaf in jax.tree_util.tree_leaves_with_path(like)
+            ]
+    except (OSError, ValueError, EOFError, NotImplementedError, zlib.error, zipfile.BadZipFile) as error:
         raise InputError(f"{file}: cannot be read ({error}); copy the model again") from error
-    wanted = jax.tree_util.tree_leaves_with_path(like)
-    for path, leaf in wanted:
-        if arrays.get(_name(path), np.empty(0)).shape != leaf.shape:
-            raise InputError(f"{file}: {_name(path)} is missing or of another shape than {leaf.shape}")
-    return config, jax.tree.unflatten(jax.tree.structure(like), [arrays[_name(p)] for p, _ in wanted])
+    return config, jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+def _array(archive: zipfile.ZipFile, file: Path, name: str, like: Any) -> Any:
+    """The array `name` of an .npz, of the shape and type of `like`.
+
+    Not by `np.load`: that allocates whatever a header claims.
+    """
+    if f"{name}.npy" not in archive.namelist():
+        raise InputError(f"{file}: {name} is missing or of another shape than {like.shape}")
+    with archive.open(f"{name}.npy") as stream:
+        if np.lib.format.read_magic(stream) != (1, 0):
+            raise ValueError(f"{name} is not in NumPy's format 1.0")
+        shape, by_column, dtype = np.lib.format.read_array_header_1_0(stream)
+        if shape != like.shape or dtype != like.dtype or by_column:
+            raise InputError(f"{file}: {name} is missing or of another shape than {like.shape}: {shape}")
+        return np.frombuffer(stream.read(like.size * dtype.itemsize), dtype).reshape(shape).copy()
 
 
 def verify(folder: Path) -> str:

@@ -9,6 +9,7 @@ import os
 import platform
 import secrets
 import shutil
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import metadata
@@ -33,6 +34,7 @@ Array = NDArray[Any]
 Points = Mapping[str, Array]
 
 AIR_HU = -1000.0  # what lies outside the moving scan
+LINE = 170  # characters of the picture's text that fit beside each other
 MAP_BITS = 12  # of mantissa in the Jacobian and the uncertainty: 0.012 %, half the size of all 23
 FILES = {
     "warped.nii.gz": "moving scan on the fixed scan's grid, HU, its own type",
@@ -206,7 +208,11 @@ def headline(numbers: Mapping[str, Any], fixed: Side, moving: Side) -> list[str]
             f"{len(numbers['landmarks']['names'])} landmarks, mean error: "
             + ", ".join(f"{name} {value:.2f} mm" for name, value in means.items())
         )
-    return lines + [f"! {note}" for note in numbers["notes"][:4]]
+    lines += [f"! {note}" for note in numbers["notes"][:4]]
+    made_with = [f"{name} {numbers['versions'][name]}" for name in ("lmreg_jax", "jax")]
+    if numbers["model"]["used"]:
+        made_with.append(f"model {numbers['model']['sha256'][:12]}")
+    return [*lines, textwrap.shorten(f"{', '.join(made_with)}: {numbers['command']}", LINE)]
 
 
 def versions() -> dict[str, str]:

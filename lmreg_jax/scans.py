@@ -16,11 +16,11 @@ import numpy as np
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation, ornt_transform
 from numpy.typing import DTypeLike, NDArray
 
+from lmreg_jax import itk_headers
 from lmreg_jax.errors import InputError
 from lmreg_jax.nifti_stream import NIFTI
 from lmreg_jax.tables import reason
 from lmreg_jax.volumes import (
-    MAX_VOXELS,
     SPACING_LIMITS,
     Volume,
     check_axes,
@@ -36,7 +36,6 @@ Array = NDArray[Any]
 RAS_ORIENTATION = np.array([[0, 1], [1, 1], [2, 1]])
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # RAS mm <-> LPS mm: x and y change sign
 ITK_IMAGES = (".mha", ".mhd", ".nrrd", ".nhdr")
-HEADER_BYTES, HEADER_LINE = 2**20, 4000  # of NRRD's text header: where it is looked for, its longest line
 SERIES_MARK = "::"  # FOLDER::SERIES_UID names one of several DICOM series
 
 
@@ -186,11 +185,8 @@ def storage(data: Array) -> np.dtype[Any]:
 
 def _read_itk(path: str) -> Scan:
     sitk = simpleitk(f"{path}: reading this format")
-    check_text_header(path)
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(path)
     try:
-        reader.ReadImageInformation()
+        reader = itk_headers.information(sitk, path)
         size, channels = reader.GetSize(), reader.GetNumberOfComponents()
         if len(size) > 3 and all(n == 1 for n in size[3:]):
             reader.SetExtractSize([*size[:3], *([0] * (len(size) - 3))])
@@ -198,23 +194,11 @@ def _read_itk(path: str) -> Scan:
             raise InputError(f"{path}: {len(size)}-D, {size}; a 3-D image is needed")
         if channels != 1:
             raise InputError(f"{path}: {channels} values a voxel; one is needed (save one channel)")
-        if np.prod(size, dtype=float) > MAX_VOXELS:
-            raise InputError(f"{path}: the header claims {size} voxels; it is damaged: export it again")
         image = reader.Execute()
     except (RuntimeError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not a readable image ({itk_reason(error)})") from error
     data = sitk.GetArrayFromImage(image).transpose()
     return make_scan(path, data, itk_affine(image), data.dtype)
-
-
-def check_text_header(path: str | os.PathLike[str]) -> None:
-    """Raises InputError on a line of thousands of characters: ITK's NRRD reader crashes over one."""
-    with open(path, "rb") as file:
-        start = file.read(HEADER_BYTES)
-    if os.fspath(path).lower().endswith((".nrrd", ".nhdr")):
-        start = start.partition(b"\n\n")[0]
-        if max(map(len, start.split(b"\n"))) > HEADER_LINE:
-            raise InputError(f"{path}: a header line of over {HEADER_LINE} characters; it is damaged")
 
 
 def itk_reason(error: BaseException) -> str:

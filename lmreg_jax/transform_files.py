@@ -18,12 +18,12 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
+from lmreg_jax import itk_headers
 from lmreg_jax.errors import InputError
 from lmreg_jax.nifti_stream import NIFTI, header_of, write_nifti
 from lmreg_jax.scans import (
     ITK_IMAGES,
     LPS,
-    check_text_header,
     itk_affine,
     itk_reason,
     simpleitk,
@@ -31,7 +31,7 @@ from lmreg_jax.scans import (
 from lmreg_jax.slabs import slabs
 from lmreg_jax.tables import reason, replacing
 from lmreg_jax.transforms import Transform, affine_transform, displacement_component
-from lmreg_jax.volumes import DAMAGE
+from lmreg_jax.volumes import DAMAGE, check_claim, whole
 
 Array = NDArray[Any]
 
@@ -232,9 +232,8 @@ def _of_field(sitk: Any, image: Any) -> Transform:
 
 def _read_itk_field(path: Path) -> Transform:
     sitk = simpleitk(f"{path}: reading this format")
-    check_text_header(path)
     try:
-        image = sitk.ReadImage(str(path))
+        image = itk_headers.information(sitk, path).Execute()
     except (RuntimeError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not a readable field ({itk_reason(error)})") from error
     if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 3:
@@ -252,7 +251,8 @@ def _read_nifti_field(path: Path) -> Transform:
             )
         if image.get_data_dtype().kind not in "iuf":
             raise InputError(f"{path}: voxels of type {image.get_data_dtype()}; real numbers are needed")
-        vectors = np.asarray(image.dataobj, np.float32)[..., 0, :]
+        check_claim(path, image)
+        vectors = np.asarray(whole(path, image), np.float32)[..., 0, :]
     except DAMAGE as error:
         if isinstance(error, InputError):
             raise

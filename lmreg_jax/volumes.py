@@ -114,20 +114,26 @@ def read_volume(path: str | os.PathLike[str]) -> Volume:
 
 
 def _voxels(path: Path, image: Any) -> Array:
-    """As stored where the header asks for no scaling (labels, HU), else scaled, float32.
-
-    gzip checks its sum only at the very end, which nibabel, having all it needs, never reaches: a
-    flipped bit would go unnoticed. So .gz is read here, once and wholly.
-    """
-    proxy = image.dataobj
-    if path.suffix == ".gz":
-        with gzip.open(path) as file:
-            raw = file.read(int(proxy.offset) + math.prod(image.shape) * proxy.dtype.itemsize)
-            while file.read(2**20):
-                pass
-        proxy = type(image).from_bytes(raw).dataobj
+    """As stored where the header asks for no scaling (labels, HU), else scaled, float32."""
+    proxy = whole(path, image)
     scaled = proxy.slope != 1 or proxy.inter != 0
     return np.asarray(proxy, np.float32) if scaled else np.asarray(proxy.get_unscaled())
+
+
+def whole(path: Path, image: Any) -> Any:
+    """The `dataobj` of a NIfTI image of nibabel's, from a file that has been read to its end.
+
+    gzip checks its sum only at the very end, which nibabel, having all it needs, never reaches: a
+    flipped bit would go unnoticed. So .gz is read here, once and wholly; raises one of DAMAGE.
+    """
+    proxy = image.dataobj
+    if path.suffix != ".gz":
+        return proxy
+    with gzip.open(path) as file:
+        raw = file.read(int(proxy.offset) + math.prod(image.shape) * proxy.dtype.itemsize)
+        while file.read(2**20):
+            pass
+    return type(image).from_bytes(raw).dataobj
 
 
 def _open(path: Path) -> Any:
@@ -169,7 +175,16 @@ def _checked_shape(path: Path, image: Any) -> tuple[int, int, int]:
         raise InputError(f"{path}: shape {shape}; a 3-D image is needed (save one volume or channel of it)")
     if min(shape[:3]) < 2:
         raise InputError(f"{path}: shape {shape}; at least 2 voxels along each axis are needed")
-    # Before anything is allocated: a damaged or hostile header must not ask for terabytes.
+    check_claim(path, image)
+    return shape[0], shape[1], shape[2]
+
+
+def check_claim(path: Path, image: Any) -> None:
+    """InputError where the header claims more than its file can hold.
+
+    Before anything is allocated: a damaged or hostile header must not ask for terabytes.
+    """
+    shape, dtype = tuple(int(n) for n in image.shape), image.get_data_dtype()
     voxels = math.prod(shape)
     data_path = Path(image.file_map["image"].filename or path)
     size = data_path.stat().st_size if data_path.exists() else 0
@@ -180,7 +195,6 @@ def _checked_shape(path: Path, image: Any) -> tuple[int, int, int]:
             f"{path}: the header claims {shape} voxels of {dtype}, more than the {size} bytes of "
             "the file can hold; it is truncated or its header is damaged: copy or export it again"
         )
-    return shape[0], shape[1], shape[2]
 
 
 def unit_mm(image: Any) -> float:

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import ast
 import importlib
+import inspect
 import re
+import shutil
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from lmreg_jax import model_files
 from lmreg_jax.cli import main as program
+from lmreg_jax.volumes import write_volume
+from tests.tiny_cohort import random_pull, subject
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -24,6 +30,35 @@ def test_what_the_readme_imports_can_be_imported(block: str) -> None:
             module = importlib.import_module(node.module)
             missing = [name.name for name in node.names if not hasattr(module, name.name)]
             assert not missing, f"{node.module} has no {missing}"
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_the_readme_calls_functions_with_what_they_take(block: str) -> None:
+    tree = ast.parse(block)
+    functions = {
+        name.asname or name.name: getattr(importlib.import_module(node.module), name.name)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("lmreg_jax")
+        for name in node.names
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in functions:
+            keywords = {word.arg: None for word in node.keywords if word.arg}
+            inspect.signature(functions[node.func.id]).bind(*node.args, **keywords)
+
+
+@pytest.mark.slow
+def test_the_readme_s_registration_in_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (block,) = (block for block in BLOCKS if "register_sides" in block)
+    pytest.importorskip("SimpleITK")
+    monkeypatch.chdir(tmp_path)
+    for i, name in enumerate(("fixed", "moving")):
+        write_volume(f"{name}.nii.gz", subject(random_pull(i))[0])
+    shutil.copytree(model_files.DEFAULT, tmp_path / "runs" / "lung")
+    names: dict[str, Any] = {}
+    exec(block.replace("refine=60", "refine=2"), names)
+    assert (tmp_path / "transform.h5").exists()
+    assert names["warped"].shape == names["grid"].data.shape
 
 
 def test_every_extra_that_is_named_exists() -> None:

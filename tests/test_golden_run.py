@@ -1,4 +1,4 @@
-"""One tiny training, its whole loss curve on record: numbers do not change without anyone's knowing.
+"""Two tiny trainings, their whole loss curves on record: no number changes without anyone's knowing.
 
 python -m tests.test_golden_run      writes tests/golden_run.json anew, after a change that is meant
 """
@@ -10,6 +10,7 @@ import os
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,9 +27,22 @@ COLUMNS = ("loss", "kl", "image", "landmark", "grad_norm", "val_tre_mm", "val_di
 # blow up the rounding of the smallest ones. Five to ten times that is left to other processors.
 TOLERANCE = {"landmark": 5e-4, "grad_norm": 1e-3, "val_tre_mm": 5e-3, "val_dice": 1e-2}
 OTHERS = 1e-4
+# By name, what differs from `settings`.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "images, one pass": {},
+    "forces, three passes, augmented": {
+        "model.inputs": "forces",
+        "model.passes": 3,
+        "augment.rotation_deg": 3.0,
+        "augment.scale": 0.03,
+        "augment.translation_mm": 4.0,
+        "augment.elastic_mm": 4.0,
+        "augment.shared": True,
+    },
+}
 
 
-def settings(root: Path, cache: Path) -> ConfigDict:
+def settings(root: Path, cache: Path, variant: str) -> ConfigDict:
     """Every value that the numbers depend on, so that a new default elsewhere changes nothing here."""
     from experiments import lung
 
@@ -71,24 +85,26 @@ def settings(root: Path, cache: Path) -> ConfigDict:
         config.train[name] = value
     for name, value in config.augment.items():
         config.augment[name] = type(value)(0)
+    config.update_from_flattened_dict(VARIANTS[variant])
     return config
 
 
-def curve(folder: Path) -> dict[str, list[float | None]]:
+def curve(folder: Path, variant: str) -> dict[str, list[float | None]]:
     """The columns of a run's scalars.csv."""
     import experiments.train as program
     from tests.tiny_training import rows
 
     root = tiny_cohort.write_cohort(folder / "cohort", ("train",) * 3 + ("validation",) * 2)
-    program.train(settings(root, folder / "cache"), folder / "run", evaluate=False)
+    program.train(settings(root, folder / "cache", variant), folder / "run", evaluate=False)
     table = rows(folder / "run")
     return {name: [float(row[name]) if row[name] else None for row in table] for name in COLUMNS}
 
 
 @pytest.mark.versions
 @pytest.mark.slow
-def test_the_loss_curve_is_the_one_on_record(tmp_path: Path) -> None:
-    found, golden = curve(tmp_path), json.loads(FILE.read_text(encoding="utf-8"))
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_loss_curve_is_the_one_on_record(variant: str, tmp_path: Path) -> None:
+    found, golden = curve(tmp_path, variant), json.loads(FILE.read_text(encoding="utf-8"))[variant]
     assert found.keys() == golden.keys()
     for name, values in golden.items():
         assert [v is None for v in found[name]] == [v is None for v in values]
@@ -98,19 +114,23 @@ def test_the_loss_curve_is_the_one_on_record(tmp_path: Path) -> None:
 
 
 def main() -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        found = curve(Path(folder))
-    if len(sys.argv) > 1:  # Only compares: python -m tests.test_golden_run compare
-        golden = json.loads(FILE.read_text(encoding="utf-8"))
+    found = {}
+    for variant in VARIANTS:
+        with tempfile.TemporaryDirectory() as folder:
+            found[variant] = curve(Path(folder), variant)
+    if len(sys.argv) == 1:
+        FILE.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        return
+    # Only compares: python -m tests.test_golden_run compare
+    for variant, golden in json.loads(FILE.read_text(encoding="utf-8")).items():
         for name, values in golden.items():
             pairs = [
-                (a, b) for a, b in zip(found[name], values, strict=True) if b is not None and a is not None
+                (a, b)
+                for a, b in zip(found[variant][name], values, strict=True)
+                if b is not None and a is not None
             ]
             worst = max(abs(a - b) for a, b in pairs) / max(abs(b) for _, b in pairs)
-            print(f"{name:12} {worst:.1e}")
-        return
-    lines = [f'  "{name}": {json.dumps(values)}' for name, values in found.items()]
-    FILE.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+            print(f"{variant}: {name:12} {worst:.1e}")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import zipfile
 from pathlib import Path
 
 import jax
@@ -69,6 +71,33 @@ def test_weights_of_another_network_are_refused(exported: tuple[Path, registrati
     model_files.save(folder, other, trained.params, None)
     with pytest.raises(InputError, match="missing or of another shape"):
         registration.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "message"),
+    [("params/mean/bias.npy", "mean/bias is missing or of another shape"), ("", "cannot be read")],
+    ids=["a header that claims terabytes", "cut short"],
+)
+def test_weights_that_lie_under_sums_that_fit(
+    spoilt: str, message: str, exported: tuple[Path, registration.Registrar]
+) -> None:
+    """Whoever writes a model writes its sums, too."""
+    folder, _ = exported
+    with zipfile.ZipFile(folder / model_files.PARAMS) as archive:
+        arrays = {name: archive.read(name) for name in archive.namelist()}
+    claim = io.BytesIO()
+    shape = {"descr": "<f4", "fortran_order": False, "shape": (2**40,)}
+    np.lib.format.write_array_header_1_0(claim, shape)
+    with zipfile.ZipFile(folder / model_files.PARAMS, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in arrays.items():
+            archive.writestr(
+                name, claim.getvalue() if name == spoilt else content if spoilt else content[:-1]
+            )
+    files = (configuration.FILE, model_files.PARAMS)
+    sums = "".join(f"{model_files._sum(folder / file)}  {file}\n" for file in files)
+    (folder / model_files.SUMS).write_text(sums, encoding="utf-8")
+    with pytest.raises(InputError, match=message):
+        model_files.load(folder)
 
 
 def test_the_shipped_model_is_whole_and_small() -> None:

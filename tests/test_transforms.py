@@ -228,6 +228,25 @@ def test_dense_field_is_the_motion_of_each_voxel(tmp_path: Path) -> None:
     np.testing.assert_allclose(again, transform_points(t, x.reshape(-1, 3)), atol=2e-3)
 
 
+def test_a_bit_changed_in_a_field_is_noticed(tmp_path: Path) -> None:
+    """A field that was read wrong moves a patient's landmarks by anything up to 1e38 mm."""
+    path = tmp_path / "d.nii.gz"
+    write_displacement(path, spaces.transform(), (18, 40, 31), spaces.grid((18, 40, 31), (7.0, 5, 6)))
+    whole, first = path.read_bytes(), read_transform(path).displacement
+    random = np.random.default_rng(0)
+    refused = 0
+    for place in random.integers(0, len(whole), 60):
+        content = bytearray(whole)
+        content[place] ^= 1 << random.integers(8)
+        path.write_bytes(bytes(content))
+        try:  # What changes nothing: the time in gzip's header, the bits between two of its parts.
+            np.testing.assert_array_equal(read_transform(path).displacement, first)
+        except InputError as error:
+            assert str(path) in str(error)
+            refused += 1
+    assert refused > 50
+
+
 def test_a_linear_field_is_an_affine_map_inside() -> None:
     """Closed form: d(x) = L x gives T(x) = A (I + L) x, det A det(I + L), on an oblique grid."""
     shape = (9, 8, 10)
