@@ -1,7 +1,7 @@
 """What the text header of a MetaImage or NRRD file claims, held against the file, before ITK reads it.
 
-ITK allocates what a header asks for, reads a compressed MetaImage that is damaged as if it were
-whole, and takes a negative spacing for a positive one. So that is looked at here.
+ITK allocates what a header asks for, reads compressed voxels that are damaged as if they were whole,
+and takes a negative spacing for a positive one. So that is looked at here.
 """
 
 from __future__ import annotations
@@ -20,6 +20,10 @@ from lmreg_jax.volumes import MAX_INFLATION, MAX_VOXELS
 NRRD = (".nrrd", ".nhdr")
 HEADER_BYTES, HEADER_LINE = 2**20, 4000  # where the header is looked for, its longest line
 CHUNK = 2**20
+ZLIB_OR_GZIP = 47  # zlib's word for: whichever of the two it is
+TEXT, ZLIB = ("ascii", "text", "txt"), ("gzip", "gz")  # NRRD's encodings
+PLAIN = (*TEXT, "raw", "hex")
+SKIPS = ("line skip", "lineskip", "byte skip", "byteskip")  # NRRD: what stands before the voxels
 SPACINGS = ("elementspacing", "elementsize", "spacings")
 
 
@@ -34,7 +38,7 @@ def information(sitk: Any, path: str | os.PathLike[str]) -> Any:
     """A SimpleITK reader that has read the header of `path`, and only that.
 
     Raises InputError where its text is damaged, a spacing is not above 0, the data lie in several
-    files, the file cannot hold as many voxels as it claims, or (MetaImage) their sum is wrong.
+    files, the file cannot hold as many voxels as it claims, or the sum of compressed ones is wrong.
     RuntimeError where ITK itself cannot read it.
     """
     path = os.fspath(path)
@@ -97,27 +101,26 @@ def _check_data(path: str, header: Header, size: Sequence[int], voxel_bytes: int
     file = Path(path) if local else Path(path).parent / name
     if not file.is_file():
         raise InputError(f"{path}: the file of its voxels, {file}, is not there; copy both")
-    meta_packed = fields.get("compresseddata", "").lower() == "true"
     encoding = fields.get("encoding", "raw").lower()
+    packed = fields.get("compresseddata", "").lower() == "true" or encoding not in PLAIN
     voxels = math.prod(size)
     held = file.stat().st_size
-    if encoding in ("ascii", "text", "txt") or fields.get("binarydata", "").lower() == "false":
+    if encoding in TEXT or fields.get("binarydata", "").lower() == "false":
         enough = 2 * voxels - 1 <= held  # a digit and a blank for each
     else:
-        packed = meta_packed or encoding not in ("raw", "hex")
         enough = voxels * voxel_bytes <= held * (MAX_INFLATION if packed else 1)
     if not enough or voxels > MAX_VOXELS:
         raise InputError(
             f"{path}: the header claims {tuple(size)} voxels of {voxel_bytes} bytes, more than the {held}"
             f" bytes of {file.name} can hold; it is truncated or damaged: copy or export it again"
         )
-    if meta_packed:
+    if packed and encoding in ("raw", *ZLIB) and not any(fields.get(skip, "0") != "0" for skip in SKIPS):
         _check_packed(path, file, header.end if local else 0, voxels * voxel_bytes)
 
 
 def _check_packed(path: str, file: Path, start: int, expected: int) -> None:
-    """Unpacks a compressed MetaImage's voxels, for their number and their sum, a piece at a time."""
-    unpacker, length = zlib.decompressobj(), 0
+    """Unpacks voxels (zlib's format or gzip's), for their number and their sum, a piece at a time."""
+    unpacker, length = zlib.decompressobj(ZLIB_OR_GZIP), 0
     with open(file, "rb") as stream:
         stream.seek(start)
         try:

@@ -14,7 +14,7 @@ from scipy import ndimage
 
 from lmreg_jax.errors import InputError
 from lmreg_jax.lung_report import LEFT, RIGHT
-from lmreg_jax.volumes import Volume, resample, spacing
+from lmreg_jax.volumes import Volume, apply_affine, resample, spacing
 
 Array = NDArray[Any]
 
@@ -76,12 +76,27 @@ def _on_grid_of(volume: Volume, labels: Volume) -> Volume:
     if volume.data.shape == labels.data.shape and np.allclose(volume.affine, labels.affine):
         return Volume(labels.data, volume.affine)
     out = np.zeros(volume.data.shape, np.uint8)
-    air = volume.data < AIR_HU
+    to_scan = np.linalg.inv(volume.affine) @ labels.affine
     for label in (LEFT, RIGHT):
+        if not (labels.data == label).any():
+            continue
+        # Where the label reaches, a coarser voxel around it included: the rest of a scan is large.
+        ends = [(np.flatnonzero(found)[[0, -1]] + (-1, 1)) for found in _profiles(labels.data == label)]
+        corners = apply_affine(to_scan, np.stack(np.meshgrid(*ends, indexing="ij"), -1).reshape(-1, 3))
+        low = np.maximum(np.floor(corners.min(0)).astype(int), 0)
+        high = np.minimum(np.ceil(corners.max(0)).astype(int) + 1, out.shape)
+        box = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
+        part = volume.affine.copy()
+        part[:3, 3] = apply_affine(volume.affine, low)
         one = Volume((labels.data == label).astype(np.float32), labels.affine)
-        share = resample(one, out.shape, volume.affine, fill=0.0)
-        out[(share > SURELY_IN) | (share > SURELY_OUT) & air] = label
+        share = resample(one, high - low, part, fill=0.0)
+        out[box][(share > SURELY_IN) | (share > SURELY_OUT) & (volume.data[box] < AIR_HU)] = label
     return Volume(out, volume.affine)
+
+
+def _profiles(mask: Array) -> list[Array]:
+    """Along each axis, where a mask [X, Y, Z] holds anything."""
+    return [mask.any(axis=tuple(a for a in range(3) if a != axis)) for axis in range(3)]
 
 
 def _filled_body(hu: Array, edges: Array) -> Array:

@@ -352,10 +352,12 @@ def _inside(source: Sequence[int], shape: Sequence[int], linear: Array, offset: 
     (scipy's own `constant` mode ends at the centres, so that rounding alone can lose a face.)
     """
     inside = np.ones(tuple(shape), bool)
-    i, j, k = np.ogrid[: shape[0], : shape[1], : shape[2]]
+    steps = np.ogrid[: shape[0], : shape[1], : shape[2]]
     for axis in range(3):
-        a, b, c = linear[axis]
-        index = (a * i + offset[axis]) + b * j + c * k
+        index = np.full((1, 1, 1), offset[axis])
+        for slope, step in zip(linear[axis], steps, strict=True):
+            if abs(slope) * step.size > 1e-9:  # Axes that stay apart are cheap: a line of numbers each.
+                index = index + slope * step
         inside &= (index >= -0.5 - 1e-6) & (index <= source[axis] - 0.5 + 1e-6)
     return inside
 

@@ -119,7 +119,13 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             found[variant] = curve(Path(folder), variant)
     if len(sys.argv) == 1:
-        FILE.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        curves = [
+            f"  {json.dumps(variant)}: {{\n"
+            + ",\n".join(f'    "{name}": {json.dumps(values)}' for name, values in columns.items())
+            + "\n  }"
+            for variant, columns in found.items()
+        ]
+        FILE.write_text("{\n" + ",\n".join(curves) + "\n}\n", encoding="utf-8")
         return
     # Only compares: python -m tests.test_golden_run compare
     for variant, golden in json.loads(FILE.read_text(encoding="utf-8")).items():
