@@ -96,7 +96,7 @@ def _on_grid_of(volume: Volume, labels: Volume) -> Volume:
 
 def _profiles(mask: Array) -> list[Array]:
     """Along each axis, where a mask [X, Y, Z] holds anything."""
-    return [mask.any(axis=tuple(a for a in range(3) if a != axis)) for axis in range(3)]
+    return [np.asarray(mask.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
 
 
 def _filled_body(hu: Array, edges: Array) -> Array:
