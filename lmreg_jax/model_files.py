@@ -7,6 +7,7 @@ and `SHA256SUMS` over them, which is verified before anything is read.
 from __future__ import annotations
 
 import hashlib
+import io
 import zipfile
 import zlib
 from pathlib import Path
@@ -21,6 +22,7 @@ from lmreg_jax.volumes import replacing
 
 PARAMS, SUMS = "params.npz", "SHA256SUMS"
 DEFAULT = Path(__file__).parent / "models" / "lung"  # the weights that come with the package
+NPY_HEADER = 1024  # bytes before an array; NumPy writes 128
 
 
 def is_model(folder: Path) -> bool:
@@ -69,15 +71,17 @@ def _array(archive: zipfile.ZipFile, file: Path, name: str, like: Any) -> Any:
 
     Not by `np.load`: that allocates whatever a header claims.
     """
-    if f"{name}.npy" not in archive.namelist():
+    sizes = {member.filename: member.file_size for member in archive.infolist()}
+    size = like.size * like.dtype.itemsize
+    if not size < sizes.get(f"{name}.npy", 0) < size + NPY_HEADER:
         raise InputError(f"{file}: {name} is missing or of another shape than {like.shape}")
-    with archive.open(f"{name}.npy") as stream:
-        if np.lib.format.read_magic(stream) != (1, 0):
-            raise ValueError(f"{name} is not in NumPy's format 1.0")
-        shape, by_column, dtype = np.lib.format.read_array_header_1_0(stream)
-        if shape != like.shape or dtype != like.dtype or by_column:
-            raise InputError(f"{file}: {name} is missing or of another shape than {like.shape}: {shape}")
-        return np.frombuffer(stream.read(like.size * dtype.itemsize), dtype).reshape(shape).copy()
+    stream = io.BytesIO(archive.read(f"{name}.npy"))
+    if np.lib.format.read_magic(stream) != (1, 0):
+        raise ValueError(f"{name} is not in NumPy's format 1.0")
+    shape, by_column, dtype = np.lib.format.read_array_header_1_0(stream)
+    if shape != like.shape or dtype != like.dtype or by_column:
+        raise InputError(f"{file}: {name} is missing or of another shape than {like.shape}: {dtype} {shape}")
+    return np.frombuffer(stream.read(), dtype).reshape(shape).copy()
 
 
 def verify(folder: Path) -> str:
