@@ -17,7 +17,7 @@ from scipy import ndimage
 
 from lmreg_jax.errors import InputError
 from lmreg_jax.scans import LPS, SERIES_MARK, Scan, itk_reason, make_scan, simpleitk, storage
-from lmreg_jax.volumes import MAX_VOXELS
+from lmreg_jax.volumes import MAX_INFLATION, MAX_VOXELS
 
 log = logging.getLogger(__name__)
 
@@ -105,6 +105,12 @@ def _slice(sitk: Any, file: str) -> Slice:
     size = [int(n) for n in header["size"].split()]
     if len(size) > 2 and size[2] > 1:
         raise InputError(f"{file}: several slices in one file; convert the series to .nii.gz (dcm2niix)")
+    held = Path(file).stat().st_size
+    if 2 * size[0] * size[1] > MAX_INFLATION * held:
+        raise InputError(
+            f"{file}: the header claims {size[0]} x {size[1]} pixels, more than the {held} bytes of the file"
+            " can hold; it is damaged: export it again"
+        )
     try:
         position = _numbers(header[POSITION], 3)
         orientation = _numbers(header[ORIENTATION], 6).reshape(2, 3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -198,6 +199,28 @@ def test_no_series_at_all(tmp_path: Path) -> None:
     pytest.importorskip("SimpleITK")
     with pytest.raises(InputError, match="no DICOM series in this folder"):
         read_scan(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "value", "message"),
+    [
+        # Group 28, elements 10 and 11 (rows, columns) and 30 (spacing), each with its length before it.
+        (rb"\x28\0[\x10\x11]\0\x02\0\0\0()..", b"\xff\xff", "claims 65535 x 65535 pixels, more than"),
+        (rb"\x28\0\x30\0\x06\0\0\0()2\\2\.5 ", rb"-2\2.5", "pixel spacing -2 x 2.5 mm"),
+    ],
+    ids=["more pixels than bytes", "a negative spacing"],
+)
+def test_a_slice_that_lies_is_refused(pattern: bytes, value: bytes, message: str, tmp_path: Path) -> None:
+    folder = Series(tmp_path / "ct").write()
+    file = sorted(folder.iterdir())[0]
+    content = bytearray(file.read_bytes())
+    places = [found.start(1) for found in re.finditer(pattern, bytes(content), re.DOTALL)]
+    assert places
+    for place in places:
+        content[place : place + len(value)] = value
+    file.write_bytes(bytes(content))
+    with pytest.raises(InputError, match=message):
+        read_scan(folder)
 
 
 def test_a_tilted_gantry_is_undone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
