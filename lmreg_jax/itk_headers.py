@@ -23,7 +23,8 @@ CHUNK = 2**20
 ZLIB_OR_GZIP = 47  # zlib's word for: whichever of the two it is
 TEXT, ZLIB = ("ascii", "text", "txt"), ("gzip", "gz")  # NRRD's encodings
 PLAIN = (*TEXT, "raw", "hex")
-SKIPS = ("line skip", "lineskip", "byte skip", "byteskip")  # NRRD: what stands before the voxels
+# What may stand before the voxels, in NRRD and in MetaImage.
+SKIPS = ("line skip", "lineskip", "byte skip", "byteskip", "headersize")
 SPACINGS = ("elementspacing", "elementsize", "spacings")
 
 
