@@ -19,11 +19,12 @@ COMMANDS = (
     ("speed", "--grids=48x32x64", "--batches=1,2,4", "--rounds=1", "--repeats=7", "--name=coarse"),
     ("speed", f"--grids={PAPER}", "--batches=1,2", "--rounds=1", "--repeats=3", "--name=paper"),
     ("speed", f"--grids={VOXELS}", "--batches=1", "--items=register", "--rounds=1", "--name=voxels"),
-    ("step_memory",),
+    ("step_memory", "--grids=48x32x64", "--batches=1,2,4"),
+    ("step_memory", f"--grids={PAPER}", "--batches=1,2", "--name=step_memory_paper"),
     ("loading",),
     ("loading", f"--grid={PAPER}", "--spacing=2", "--batch=1", *FEW, "--name=loading_paper"),
     ("register_stages",),
-    ("register_stages", "--shape=512x512x300", "--spacing=1.2", "--affine=auto", "--name=register_large"),
+    ("register_stages", "--shape=512x512x300", "--spacing=1.2", "--affine=elastix", "--name=register_large"),
     ("memory",),
 )
 

@@ -68,8 +68,10 @@ def ceiling() -> dict[str, float]:
 def agreement() -> dict[str, float]:
     """The largest relative differences of both sides' answers; ends the run where they do not agree."""
     found = common.answer_of("benchmarks.agreement")
+    if "error" in found:
+        raise SystemExit(f"both sides could not be compared: {found['error']}")
     moved = found.pop("largest_voxels", 0.0)
-    if "error" in found or moved < 0.5 or max(found.values()) > TOLERANCE:
+    if moved < 0.5 or max(found.values()) > TOLERANCE:
         raise SystemExit(
             f"not the same model on both sides: {found}, largest displacement {moved:.2g} voxels"
         )

@@ -247,8 +247,9 @@ def table(config: ConfigDict, cohort: Cohort, rows: Sequence[dict[str, Any]]) ->
             f"Budget: {config.train.steps} steps of {config.train.pairs_per_batch} pairs on "
             f"{size} voxels of {cohort.spacing_mm[0]:g} mm; seeds {seeds}; mean ± sd over the seeds "
             "of each run's mean over landmarks or pairs. Every line changes the configured setting in "
-            "one thing. Settings are chosen by the validation columns. With all points trained on, "
-            "the columns of unseen points hold what was seen.",
+            "one thing, those of the initialisation in the four that [Dalca]'s weights need. Settings are "
+            "chosen by the validation columns. With all points trained on, the columns of unseen points "
+            "hold what was seen.",
             *failed,
         ],
     )

@@ -107,7 +107,7 @@ def landmark_bars(path: Path, results: Results, names: Sequence[str]) -> Path:
             label=TITLES[method],
         )
     labels = [name.replace("_", " ").replace(" bronchus", "\nbronchus") for name in names]
-    axes.set_xticks(np.arange(len(names)), labels, fontsize=8, rotation=30, ha="right")
+    axes.set_xticks(np.arange(len(names)), labels, fontsize=8, rotation=30, ha="right", parse_math=False)
     axes.set_ylabel("TRE, mm (mean, 95 % interval)")
     axes.grid(axis="y", alpha=0.3)
     axes.legend(fontsize=8, ncols=len(drawn), loc="upper center", bbox_to_anchor=(0.5, 1.13), frameon=False)

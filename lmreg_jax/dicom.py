@@ -121,7 +121,9 @@ def _slice(sitk: Any, file: str) -> Slice:
             "no slice of a CT (scouts, reports), or export the series again"
         ) from None
     if between_rows <= 0 or between_columns <= 0:
-        raise InputError(f"{file}: pixel spacing {between_rows:g} x {between_columns:g} mm; export it again")
+        raise InputError(
+            f"{file}: pixel spacing {between_rows:g} x {between_columns:g} mm; it must be above 0"
+        )
     orientation /= np.linalg.norm(orientation, axis=1, keepdims=True)
     return Slice(file, position, orientation, np.array([between_columns, between_rows]), (size[0], size[1]))
 

@@ -81,7 +81,7 @@ def _sample_by_blocks(values: Array, positions: Array) -> Array:
     lower = jnp.floor(positions)
     weight = positions - lower
     # An edge voxel more on each side takes the place of a clamp of each corner.
-    padded = jnp.pad(values, 1, mode="edge")
+    padded = jnp.pad(values.astype(jnp.result_type(values, positions)), 1, mode="edge")
     last = jnp.array([n - 1 for n in values.shape], dtype=positions.dtype)
     start = jnp.clip(lower, -1, last).astype(jnp.int32) + 1
     before = positions.ndim - 1

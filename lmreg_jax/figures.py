@@ -432,7 +432,7 @@ def _dumbbells(axes: Axes, names: Sequence[str], before: Any, after: Any) -> Non
     axes.hlines(rows, before, after, color="0.6", linewidth=1.5, zorder=2)
     for values, colour, label in ((before, BEFORE, "before"), (after, AFTER, "after")):
         axes.plot(values, rows, "o", color=colour, markeredgecolor="black", label=label, zorder=3)
-    axes.set_yticks(rows, [*names], fontsize=8)
+    axes.set_yticks(rows, [*names], fontsize=8, parse_math=False)
     axes.set_ylim(max(len(names), 1) - 0.5, -0.5)
     axes.set_xlabel("target registration error, mm", fontsize=9)
     axes.grid(axis="x", alpha=0.3)

@@ -23,6 +23,7 @@ CHUNK = 2**20
 ZLIB_OR_GZIP = 47  # zlib's word for: whichever of the two it is
 TEXT, ZLIB = ("ascii", "text", "txt"), ("gzip", "gz")  # NRRD's encodings
 PLAIN = (*TEXT, "raw", "hex")
+YES = ("t", "1")  # how MetaImage's flags begin that are set
 # What may stand before the voxels, in NRRD and in MetaImage.
 SKIPS = ("line skip", "lineskip", "byte skip", "byteskip", "headersize")
 SPACINGS = ("elementspacing", "elementsize", "spacings")
@@ -100,13 +101,13 @@ def _check_data(path: str, header: Header, size: Sequence[int], voxel_bytes: int
         raise InputError(f"{path}: its voxels lie in several files; save it as one .nii.gz, .mha or .nrrd")
     local = name.upper() == "LOCAL"
     file = Path(path) if local else Path(path).parent / name
-    if not file.is_file():
+    if not os.path.isfile(file):  # (False, not an error, where the name is too long for a file.)
         raise InputError(f"{path}: the file of its voxels, {file}, is not there; copy both")
     encoding = fields.get("encoding", "raw").lower()
-    packed = fields.get("compresseddata", "").lower() == "true" or encoding not in PLAIN
+    packed = fields.get("compresseddata", "")[:1].lower() in YES or encoding not in PLAIN
     voxels = math.prod(size)
     held = file.stat().st_size
-    if encoding in TEXT or fields.get("binarydata", "").lower() == "false":
+    if encoding in TEXT or fields.get("binarydata", "true")[:1].lower() not in YES:
         enough = 2 * voxels - 1 <= held  # a digit and a blank for each
     else:
         enough = voxels * voxel_bytes <= held * (MAX_INFLATION if packed else 1)
@@ -122,11 +123,18 @@ def _check_data(path: str, header: Header, size: Sequence[int], voxel_bytes: int
 def _check_packed(path: str, file: Path, start: int, expected: int) -> None:
     """Unpacks voxels (zlib's format or gzip's), for their number and their sum, a piece at a time."""
     unpacker, length = zlib.decompressobj(ZLIB_OR_GZIP), 0
+    rest = b""
     with open(file, "rb") as stream:
         stream.seek(start)
         try:
-            while not unpacker.eof and length <= expected:
-                piece = unpacker.unconsumed_tail or stream.read(CHUNK)
+            while length <= expected:
+                if unpacker.eof:
+                    if length == expected:
+                        break
+                    # The next of several parts that make a gzip stream.
+                    rest, unpacker = unpacker.unused_data, zlib.decompressobj(ZLIB_OR_GZIP)
+                piece = unpacker.unconsumed_tail or rest or stream.read(CHUNK)
+                rest = b""
                 if not piece:
                     break
                 length += len(unpacker.decompress(piece, CHUNK))

@@ -61,7 +61,7 @@ def load(folder: Path) -> tuple[Any, Any]:
                 _array(archive, file, _name(path), leaf)
                 for path, leaf in jax.tree_util.tree_leaves_with_path(like)
             ]
-    except (OSError, ValueError, EOFError, NotImplementedError, zlib.error, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:
         raise InputError(f"{file}: cannot be read ({error}); copy the model again") from error
     return config, jax.tree.unflatten(jax.tree.structure(like), leaves)
 

@@ -96,6 +96,8 @@ def register_sides(
     """
     if refine < 0:
         raise InputError(f"{refine} steps of refinement: 0 or more are needed")
+    if refine_around not in ("zero", "network"):
+        raise InputError(f'refine_around {refine_around!r}: "zero" or "network" is needed')
     if refine_around == "network" and model is None:
         raise InputError('refine_around "network": there is no model')
     check_pair(fixed.scan, moving.scan)
@@ -135,6 +137,8 @@ def register_sides(
         frame = pair.finer(frame, pair.REFINE_MM)
         keep = refine_around == "network"
         field, outcome = pair.refined(on_frame, frame, field, objective, refine, progress, around_start=keep)
+    if outcome is not None and outcome.step == 0:
+        notes.append("the refinement found nothing better that does not fold: its start is kept")
     say("integration")
     forward, inverse = pair.transforms_of(field, found.pull, lung_points(fixed.lungs))
     sd = pair.uncertainty(field)

@@ -54,6 +54,15 @@ def test_sample_is_scipys_and_its_reference(where: str, channels: tuple[int, ...
         np.testing.assert_allclose(function(values, positions), expected, atol=EXACT)
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.int16, bool])
+def test_whole_numbers_are_sampled_as_numbers(dtype: Any) -> None:
+    """Masks and HU: a difference of two voxels must not be taken in their own narrow type."""
+    random = np.random.default_rng(0)
+    values, positions = random.integers(-100, 256, SHAPE).astype(dtype), POSITIONS["inside"](random)
+    expected = numerics.sample(values.astype(np.float64), positions)
+    np.testing.assert_allclose(sample(values, positions), expected, atol=1e-4)
+
+
 @jax.jit
 def slopes(values: jax.Array, positions: jax.Array, weights: jax.Array) -> list[Any]:
     """Derivatives of a weighted sum over samples by values and positions, by each way."""

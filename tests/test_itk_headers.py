@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import re
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,27 @@ def test_a_header_that_claims_more_than_the_file_holds(
     path.write_bytes(content)
     with pytest.raises(InputError, match=r"the header claims \(900, 900, 900\) voxels .* can hold"):
         read_scan(path) if components == 1 else read_transform(path)
+
+
+def test_what_itk_reads_is_not_refused(sitk: Any, tmp_path: Path) -> None:
+    """Flags in another spelling, and a gzip stream of several parts."""
+    data = save(sitk, tmp_path / "a.mha", compressed=True)
+    content = (tmp_path / "a.mha").read_bytes()
+    assert b"CompressedData = True" in content
+    for flag in (b"T", b"1", b"true"):
+        (tmp_path / "b.mha").write_bytes(
+            content.replace(b"CompressedData = True", b"CompressedData = " + flag)
+        )
+        np.testing.assert_array_equal(values(tmp_path / "b.mha"), data)
+    save(sitk, tmp_path / "c.nrrd", compressed=True)
+    header, _, packed = (tmp_path / "c.nrrd").read_bytes().partition(b"\n\n")
+    raw = gzip.decompress(packed)
+    parts = gzip.compress(raw[:1001]) + gzip.compress(raw[1001:])
+    (tmp_path / "c.nrrd").write_bytes(header + b"\n\n" + parts)
+    np.testing.assert_array_equal(values(tmp_path / "c.nrrd"), data)
+    (tmp_path / "c.nrrd").write_bytes(header + b"\n\n" + parts[:-30])
+    with pytest.raises(InputError, match=r"c\.nrrd: its voxels are not whole"):
+        values(tmp_path / "c.nrrd")
 
 
 def test_truncated_voxels_are_refused(sitk: Any, tmp_path: Path) -> None:

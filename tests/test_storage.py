@@ -136,4 +136,4 @@ def test_elastix_moves_the_body_hardly_more(tmp_path: Path, points: np.ndarray) 
     for name in ("other orientations", "other voxels", "oblique"):
         fixed, moving, *_ = CASES[name]
         difference = np.linalg.norm(moved(name.replace(" ", "_"), fixed, moving) - expected, axis=1)
-        assert difference.max() < (1e-6 if name == "other orientations" else 0.25), name
+        assert difference.max() < (1e-6 if name == "other orientations" else 0.2), name

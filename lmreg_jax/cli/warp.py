@@ -93,7 +93,7 @@ def run(args: argparse.Namespace) -> None:
     clock = Clock(quiet=not sys.stderr.isatty())
     clock.say("transform")
     transform = read_transform(args.transform)
-    clock.say("inverse and points" if args.inverse else "points" if args.points else "resampling")
+    clock.say(("inverse, " if args.inverse else "") + ("points" if args.points else "resampling"))
     if args.points:
         _warp_points(args, transform)
     else:
