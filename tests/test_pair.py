@@ -170,6 +170,8 @@ def deformed(size_mm: float) -> Side:
 def test_without_a_model_it_is_affine_and_refinement() -> None:
     fixed, moving = sides(np.eye(4))[0], deformed(40.0)
     still = register_sides(fixed, moving, None, affine="moments")
+    with pytest.raises(InputError, match="refine_around 'netwrok'"):
+        register_sides(fixed, moving, None, refine=1, refine_around="netwrok")  # type: ignore[arg-type]
     assert still.method == "affine"
     assert not still.forward.displacement.any()
     assert any("affine alignment only" in note for note in still.notes)
