@@ -24,7 +24,6 @@ from lmreg_jax.posterior import Posterior
 from lmreg_jax.training import Batch
 from lmreg_jax.unet import UNet
 
-TOLERANCE = 1e-4  # float32: sums of a thousand products in another order, ten layers deep
 OBJECTIVE = eq7.Objective(image_sigma=0.05, landmark_weight=2.0)
 
 

@@ -18,10 +18,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks import common
-from benchmarks.speed_worker import ITEMS
+from benchmarks.speed_worker import ITEMS, TOLERANCE
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "torch")
-TOLERANCE = 1e-4  # as in `benchmarks.agreement`, which needs PyTorch and JAX in one process
 
 TITLES = {
     "network": "network forward",

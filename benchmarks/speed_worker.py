@@ -21,6 +21,7 @@ from lmreg_jax.training import Batch
 ITEMS = ("network", "integrate", "warp", "register", "step")
 FEATURES = {"encoder": (16, 32, 32, 32), "decoder": (32, 32, 32, 32), "final": (16,)}
 SIGMA = 0.02
+TOLERANCE = 1e-4  # between both sides, float32: sums of a thousand products in another order, ten layers deep
 MOTION = 5.0  # voxels, the largest of the velocity: 20 mm at the paper's grid
 
 

@@ -6,7 +6,8 @@ import pytest
 
 pytest.importorskip("torch")
 
-from benchmarks.agreement import TOLERANCE, differences
+from benchmarks.agreement import differences
+from benchmarks.speed_worker import TOLERANCE
 
 
 @pytest.mark.parametrize("normalise", [False, True])
