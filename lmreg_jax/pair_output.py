@@ -34,7 +34,7 @@ Array = NDArray[Any]
 Points = Mapping[str, Array]
 
 AIR_HU = -1000.0  # what lies outside the moving scan
-LINE = 170  # characters of the picture's text that fit beside each other
+LINE = 260  # characters of the picture's text that fit beside each other
 MAP_BITS = 12  # of mantissa in the Jacobian and the uncertainty: 0.012 %, half the size of all 23
 FILES = {
     "warped.nii.gz": "moving scan on the fixed scan's grid, HU, its own type",
