@@ -25,6 +25,7 @@ Array = NDArray[Any]
 
 STRETCHES = np.exp(np.linspace(np.log(0.7), np.log(1.4), 15))  # of z, moving over fixed: adults differ less
 STRETCH_COST = 0.3  # Dice that a stretch by e must gain: what is cut off hardly tells the height of a lung
+SEARCH_MM = 3.0  # voxels of the masks among which the stretch is chosen
 OVERLAP_MM = 6.0  # grid on which candidates are compared: a lung is 30 voxels high
 ROUNDS = 3  # of cutting to the common part and matching moments
 
@@ -86,7 +87,7 @@ def align_masks(
     Whole lungs: matched moments (`alignment.transport`). Cut-off lungs: the ends that both scans hold
     are laid on each other, a stretch along z is tried, both masks are cut to what both scans show and
     their moments matched; of all stretches the one whose parts overlap best is kept, the little ones
-    before the large.
+    before the large. The stretch is chosen on thinned masks; its moments are those of all voxels.
     """
     cuts = [cut_off(mask) for mask in (fixed, moving)]
     small = cropped(fixed), cropped(moving)
@@ -98,21 +99,30 @@ def align_masks(
     if not whole:
         log.warning("no end of the lungs lies in both scans: aligned by what they show")
         return plain, small
-    found: list[tuple[float, Array, tuple[Volume, Volume]]] = []
+    thin = thinned(small[0]), thinned(small[1])
+    found: list[tuple[float, Array]] = []
     for stretch in STRETCHES:
-        pull = _anchored(small, plain, float(stretch), whole[0])
+        pull = _anchored(small, float(stretch), whole[0])
         try:
             for _ in range(ROUNDS):
-                parts = common_part(small, (fixed, moving), pull)
-                pull = _height_kept(alignment.transport(*map(alignment.mask_moments, parts, hu)), pull)
+                parts = common_part(thin, (fixed, moving), pull)
+                pull = _matched(parts, pull)
         except InputError:  # nothing in common at this stretch
             continue
         score = _overlap(*parts, pull) - STRETCH_COST * abs(np.log(stretch))
-        found.append((score, pull, parts))
+        found.append((score, pull))
     if not found:
         return plain, small
-    _, pull, parts = max(found, key=lambda one: one[0])
-    return pull, parts
+    _, pull = max(found, key=lambda one: one[0])
+    parts = common_part(small, (fixed, moving), pull)
+    return _matched(parts, pull, hu), parts
+
+
+def thinned(mask: Volume) -> Volume:
+    """Every n-th voxel along each axis, n the largest with voxels of at most SEARCH_MM."""
+    every = np.maximum(SEARCH_MM // spacing(mask.affine), 1).astype(int)
+    data = mask.data[:: every[0], :: every[1], :: every[2]]
+    return Volume(data, mask.affine @ np.diag([*every, 1.0]))
 
 
 def common_part(
@@ -135,7 +145,7 @@ def cropped_or_raise(mask: Volume) -> Volume:
     return cropped(mask)
 
 
-def _anchored(masks: tuple[Volume, Volume], plain: Array, stretch: float, end: str) -> Array:
+def _anchored(masks: tuple[Volume, Volume], stretch: float, end: str) -> Array:
     """Shift and stretch along z only that lays the `end` of the lungs on each other.
 
     In x and y the centres of the boxes are matched: the moments that follow do the rest.
@@ -148,12 +158,14 @@ def _anchored(masks: tuple[Volume, Volume], plain: Array, stretch: float, end: s
     return pull
 
 
-def _height_kept(pull: Array, before: Array) -> Array:
-    """`pull`, but the height of a point in the other scan stays as `before` had it.
+def _matched(
+    parts: tuple[Volume, Volume], before: Array, hu: tuple[Volume, Volume] | tuple[None, None] = (None, None)
+) -> Array:
+    """The pull by the parts' moments, but the height of a point in the other scan stays as `before` had it.
 
     A stretch that is matched again and again to the part that it shows drifts to no stretch at all.
     """
-    out = pull.copy()
+    out = alignment.transport(*map(alignment.mask_moments, parts, hu))
     out[2] = before[2]
     return out
 

@@ -119,6 +119,9 @@ def test_uncertainty_of_a_constant_variance() -> None:
     assert pair.uncertainty(field._replace(log_variance=None)) is None
 
 
+CORNERS = np.array([[x, y, z] for x in (-120.0, 120.0) for y in (-90.0, 90.0) for z in (-60.0, 90.0)])
+
+
 def cut(volume: Volume, first: int) -> Volume:
     """The scan without its lowest `first` slices."""
     affine = volume.affine.copy()
@@ -143,6 +146,28 @@ def test_affine_of_cut_off_lungs_is_that_of_the_whole(which: str) -> None:
     assert np.abs(spoilt).max() > 20
     x = np.array([[-80.0, 0.0, 30.0], [80.0, 0.0, 30.0]])
     np.testing.assert_allclose(apply_affine(found, x)[:, :2], apply_affine(pull, x)[:, :2], atol=12)
+
+
+def test_small_voxels_do_not_change_the_affine_of_cut_off_lungs() -> None:
+    lungs = [subject(np.eye(4))[1], cut(subject(random_pull(2))[1], 12)]
+    fine = [stored_as_cubes(mask, 4) for mask in lungs]  # 2 mm: the search leaves out nothing
+    finer = [stored_as_cubes(mask, 8) for mask in lungs]  # 1 mm: it sees every third voxel
+    assert pair_affine.thinned(fine[0]).data.shape == fine[0].data.shape
+    few = pair_affine.thinned(finer[0])
+    assert few.data.size * 26 < finer[0].data.size
+    last = np.array(few.data.shape) - 1
+    np.testing.assert_allclose(apply_affine(few.affine, last), apply_affine(finer[0].affine, last * 3))
+    expected, found = (pair_affine.align_masks(*masks)[0] for masks in (fine, finer))
+    # The same cubes of 8 mm: only what the moments of a stack of boxes add differs, (2^2 - 1^2) / 12 mm^2.
+    np.testing.assert_allclose(apply_affine(found, CORNERS), apply_affine(expected, CORNERS), atol=0.05)
+
+
+def stored_as_cubes(mask: Volume, parts: int) -> Volume:
+    """The same body, each voxel as parts^3 small ones."""
+    to_old = np.diag([1 / parts] * 3 + [1.0])
+    to_old[:3, 3] = 0.5 / parts - 0.5
+    data = mask.data.repeat(parts, 0).repeat(parts, 1).repeat(parts, 2)
+    return Volume(data, mask.affine @ to_old)
 
 
 def test_whole_lungs_keep_the_moments() -> None:
