@@ -70,5 +70,18 @@ def answer_of(module: str, *words: str) -> dict[str, Any]:
 
 def peak_mb() -> float:
     """Peak memory of this process. Not `ru_maxrss`: that of the program that started it counts there."""
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
+    return _status_mb("self", "VmHWM")
+
+
+def tree_mb(process: int) -> float:
+    """Memory that a process and all its descendants hold now, what they share counted for each."""
+    try:
+        children = [int(c) for c in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+        return _status_mb(process, "VmRSS") + sum(map(tree_mb, children))
+    except (OSError, StopIteration):  # ended meanwhile
+        return 0.0
+
+
+def _status_mb(process: int | str, name: str) -> float:
+    lines = Path(f"/proc/{process}/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name)) / 1024

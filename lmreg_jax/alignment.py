@@ -1,11 +1,11 @@
-"""Affine alignment between subjects: a [4, 4] that takes fixed RAS mm to moving RAS mm."""
+"""Affine alignment between subjects by their lungs' moments: a [4, 4], fixed RAS mm -> moving RAS mm.
+
+(`elastix` goes on from there, by the images.)
+"""
 
 from __future__ import annotations
 
-import importlib.util
-import threading
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,26 +14,11 @@ from scipy import ndimage
 
 from lmreg_jax.errors import InputError
 from lmreg_jax.lung_surface import beneath, surface_excess
-from lmreg_jax.volumes import Volume, apply_affine, inside, resample
+from lmreg_jax.volumes import Volume, apply_affine
 
 Array = NDArray[Any]
 
-ELASTIX_MODULE = "itkElastixRegistrationMethodPython.py"
-ELASTIX_MM = 3.0  # an affine map has 12 numbers: finer images make it slower, not better
-ELASTIX_SCHEDULE = (4, 2, 1)  # coarse to fine, in voxels of ELASTIX_MM
-ONE_AT_A_TIME = threading.Lock()  # elastix keeps global state, and uses two cores by itself
 AXIS_PAIRS = ((0, 1), (0, 2), (1, 2))
-WORST_LOSS = 0.05  # of lung Dice: elastix also sees ribs and skin, so a little may be right
-MARGIN_MM = 20.0  # the chest wall, ribs included
-ELASTIX_SETTINGS = {
-    "Metric": "AdvancedMattesMutualInformation",
-    "MaximumNumberOfIterations": 250,
-    "NumberOfSpatialSamples": 4096,
-    "NewSamplesEveryIteration": "true",
-    "RandomSeed": 1,
-    "AutomaticTransformInitialization": "false",  # the images are aligned to begin with
-    "WriteResultImage": "false",
-}
 
 
 class Moments(NamedTuple):
@@ -159,113 +144,3 @@ def _power(matrix: Array, exponent: float) -> Array:
     values, vectors = np.linalg.eigh((matrix + matrix.T) / 2)
     values = np.maximum(values, 1e-12 * values.max())
     return np.asarray((vectors * values**exponent) @ vectors.T)
-
-
-def elastix_installed() -> bool:
-    """Whether itk-elastix is there, found without importing it (which takes seconds)."""
-    itk = importlib.util.find_spec("itk")
-    folders = itk.submodule_search_locations if itk else None
-    return any((Path(folder) / ELASTIX_MODULE).exists() for folder in folders or ())
-
-
-def align_elastix(
-    fixed: Volume,
-    moving: Volume,
-    fixed_mask: Volume | None,
-    moving_mask: Volume | None,
-    initial: Array,
-) -> Array:
-    """Fixed RAS mm -> moving RAS mm, [4, 4]: elastix's affine (mutual information) after `initial`.
-
-    Images in [0, 1]; the masks tell where to look, widened by the chest wall. Deterministic.
-    Raises RuntimeError where elastix fails or returns what no two people can differ by, InputError
-    where itk-elastix is not installed.
-    """
-    if not elastix_installed():
-        raise InputError("itk-elastix is not installed (pip install itk-elastix)")
-    shape, affine = _grid_around(fixed, fixed_mask)
-    pair = [
-        resample(fixed, shape, affine, fill=0.0),
-        resample(moving, shape, affine, fill=0.0, pull=initial),
-    ]
-    mask = None
-    if fixed_mask is not None:
-        mask = resample(fixed_mask, shape, affine, order=0, fill=0) > 0
-        if moving_mask is not None:
-            mask |= resample(moving_mask, shape, affine, order=0, fill=0, pull=initial) > 0
-        mask = ndimage.distance_transform_edt(~mask) * ELASTIX_MM <= MARGIN_MM
-        # What one scan does not show must not be compared with air.
-        mask &= inside(fixed, shape, affine) & inside(moving, shape, affine, pull=initial)
-    with ONE_AT_A_TIME:
-        residual = _elastix(pair[0], pair[1], mask, affine)
-    stretch = np.linalg.svd(residual[:3, :3], compute_uv=False)
-    if not np.isfinite(residual).all() or stretch.min() < 0.5 or stretch.max() > 2.0:
-        raise RuntimeError(f"implausible result, it stretches by {stretch.round(2).tolist()}")
-    pull = initial @ residual
-    if fixed_mask is not None and moving_mask is not None:
-        before, after = (_overlap(fixed_mask, moving_mask, p) for p in (initial, pull))
-        if after < before - WORST_LOSS:
-            raise RuntimeError(f"the masks' Dice fell from {before:.2f} to {after:.2f}")
-    return np.asarray(pull)
-
-
-def _overlap(fixed: Volume, moving: Volume, pull: Array) -> float:
-    """Dice of two masks after a pull, on the fixed mask's box: good enough to see a failure."""
-    moved = resample(moving, fixed.data.shape, fixed.affine, order=0, fill=0, pull=pull) > 0
-    inside = np.count_nonzero(moved & (fixed.data > 0))
-    whole = np.count_nonzero(moving.data) * np.linalg.det(np.linalg.inv(pull) @ moving.affine)
-    size = np.count_nonzero(fixed.data) + whole / np.linalg.det(fixed.affine)
-    return float(2 * inside / size)
-
-
-def _grid_around(fixed: Volume, mask: Volume | None) -> tuple[tuple[int, int, int], Array]:
-    """A grid of ELASTIX_MM over the mask and its surroundings, or over the image without a mask."""
-    corners = np.indices((2, 2, 2)).reshape(3, -1).T * (np.array(fixed.data.shape) - 1)
-    mm = apply_affine(fixed.affine, corners)
-    margin = 0.0
-    if mask is not None:
-        mm, margin = apply_affine(mask.affine, np.argwhere(mask.data)), 2 * MARGIN_MM
-    # Whole multiples of its voxels, so that the grid hardly depends on the voxels of the scan.
-    low, high = (ELASTIX_MM * np.round(mm / ELASTIX_MM) for mm in (mm.min(0) - margin, mm.max(0) + margin))
-    x, y, z = np.maximum(np.ceil((high - low) / ELASTIX_MM).astype(int) + 1, 16)
-    affine = np.diag([ELASTIX_MM, ELASTIX_MM, ELASTIX_MM, 1.0])
-    affine[:3, 3] = low
-    return (int(x), int(y), int(z)), affine
-
-
-def _elastix(fixed: Array, moving: Array, mask: Array | None, affine: Array) -> Array:
-    """The affine that elastix finds between two images on one grid, fixed mm -> moving mm, [4, 4].
-
-    ITK calls its space LPS, but never looks: told the grid's RAS origin and spacing and identity
-    directions, it works in RAS, and no sign has to be changed on the way in or out.
-    """
-    import itk
-
-    def image(data: Array) -> Any:
-        out = itk.image_from_array(np.ascontiguousarray(data.transpose(2, 1, 0)))
-        out.SetOrigin([float(x) for x in affine[:3, 3]])
-        out.SetSpacing([float(x) for x in affine.diagonal()[:3]])
-        return out
-
-    parameters = itk.ParameterObject.New()
-    settings = parameters.GetDefaultParameterMap("affine", len(ELASTIX_SCHEDULE))
-    settings.update({name: [str(value)] for name, value in ELASTIX_SETTINGS.items()})
-    settings["ImagePyramidSchedule"] = [str(f) for f in ELASTIX_SCHEDULE for _ in range(3)]
-    parameters.AddParameterMap(settings)
-    masks = {} if mask is None else {"fixed_mask": image(mask.astype(np.uint8))}
-    _, result = itk.elastix_registration_method(
-        image(fixed.astype(np.float32)),
-        image(moving.astype(np.float32)),
-        parameter_object=parameters,
-        number_of_threads=2,  # a fixed number: sums are taken in one order on any machine
-        log_to_console=False,
-        **masks,
-    )
-    found = result.GetParameterMap(0)
-    values = np.array(found["TransformParameters"], np.float64)
-    centre = np.array(found["CenterOfRotationPoint"], np.float64)
-    linear, shift = values[:9].reshape(3, 3), values[9:]
-    out = np.eye(4)
-    out[:3, :3] = linear
-    out[:3, 3] = shift + centre - linear @ centre  # T(x) = A (x - c) + c + t
-    return out

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lmreg_jax import alignment, preprocess
+from lmreg_jax import alignment, elastix, preprocess
 from lmreg_jax.cohort_lungs import Lungs
 from lmreg_jax.cohort_options import Options
 from lmreg_jax.cohort_table import Row
@@ -194,7 +194,7 @@ def align(
         return initial, found
     fixed_mask, mask = (known.mask if known else None for known in (reference.lungs, lungs))
     try:
-        pull = alignment.align_elastix(reference.image, image, fixed_mask, mask, initial)
+        pull = elastix.align(reference.image, image, fixed_mask, mask, initial)
         return pull, "elastix"
     except (RuntimeError, InputError) as error:
         log.warning("%s: elastix failed (%s); aligned by %s", row.name, error, found)

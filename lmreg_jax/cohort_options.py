@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lmreg_jax import alignment as alignments
+from lmreg_jax import elastix
 from lmreg_jax.errors import InputError
 
 ALIGNMENTS = ("auto", "elastix", "moments", "none", "identity")
@@ -63,7 +63,7 @@ def checked_options(
     names = tuple(landmark_names)
     if len(set(names)) != len(names):
         raise InputError(f"landmark_names {names}: a name is there twice")
-    installed = alignments.elastix_installed()
+    installed = elastix.installed()
     if alignment == "auto":
         alignment = "elastix" if installed else "moments"
     if alignment == "elastix" and not installed:

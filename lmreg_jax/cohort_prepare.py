@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from tqdm import tqdm
 
-from lmreg_jax import alignment as alignments
+from lmreg_jax import alignment, elastix
 from lmreg_jax.cohort_case import Case, Points, Reference, read_case, read_reference
 from lmreg_jax.cohort_lungs import Lungs, PackedLungs, packed, read_lungs
 from lmreg_jax.cohort_options import Options
@@ -103,11 +103,14 @@ def prepare(rows: list[Row], options: Options, progress: bool) -> tuple[Iterator
 
     def cases() -> Iterator[Case]:
         count, shifted = 0, []
-        for case in _in_order(or_skipped(read_whole, lambda c: c.row.name), ready, "cases", progress):
-            if case is not None:
-                count += 1
-                shifted += [case.name] if case.alignment == "none" else []
-                yield case
+        try:
+            for case in _in_order(or_skipped(read_whole, lambda c: c.row.name), ready, "cases", progress):
+                if case is not None:
+                    count += 1
+                    shifted += [case.name] if case.alignment == "none" else []
+                    yield case
+        finally:
+            elastix.stop()  # a gigabyte that the training need not hold
         if shifted and options.alignment != "none":
             log.warning(
                 "%d of %d cases have no lung mask and are aligned by their images' centres only: %s",
@@ -188,7 +191,7 @@ def _choose_reference(rows: list[Row], lungs: Sequence[PackedLungs | None], name
         whole = {i: found for i, found in known.items() if not found.cut_off}
         moments = {i: found.moments for i, found in (whole or known).items()}
         if moments:
-            return list(moments)[alignments.most_central(list(moments.values()))]
+            return list(moments)[alignment.most_central(list(moments.values()))]
         if members:
             return members[0]
     raise InputError(

@@ -196,7 +196,7 @@ def folding_percent(determinant: ArrayLike, mask: ArrayLike | None = None) -> fl
     A determinant that is not a number counts as folded. NaN for an empty mask.
     """
     values = _inside(determinant, mask)
-    return float(100.0 * np.mean(~(values > 0))) if values.size else float("nan")
+    return 100.0 * (1 - np.count_nonzero(values > 0) / values.size) if values.size else float("nan")
 
 
 def sd_log_jacobian(determinant: ArrayLike, mask: ArrayLike | None = None) -> float:
@@ -206,12 +206,12 @@ def sd_log_jacobian(determinant: ArrayLike, mask: ArrayLike | None = None) -> fl
     """
     values = _inside(determinant, mask)
     values = values[values > 0]
-    return float(np.std(np.log(values))) if values.size else float("nan")
+    return float(np.std(np.log(values, dtype=np.float64))) if values.size else float("nan")
 
 
-def _inside(determinant: ArrayLike, mask: ArrayLike | None) -> Floats:
-    values = np.asarray(determinant, np.float64)
-    return values.ravel() if mask is None else values[np.asarray(mask) != 0]
+def _inside(determinant: ArrayLike, mask: ArrayLike | None) -> NDArray[Any]:
+    values = np.asarray(determinant)  # as they are: in float64 a large scan's take a gigabyte
+    return values if mask is None else values[np.asarray(mask) != 0]
 
 
 def _labels(fixed: Labels | None, moving: Labels | None, u: ArrayLike) -> tuple[Labels, ...]:

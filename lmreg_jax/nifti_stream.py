@@ -29,6 +29,18 @@ GZIP_HEADER = b"\x1f\x8b\x08" + bytes(7)  # no name, no time: equal voxels make 
 HEADER_BYTES = 352  # of a single file without extensions, the four bytes that say so included
 
 
+def deflater() -> tuple[Any, int]:
+    """A module with zlib's `compressobj`, and the level to take.
+
+    Intel's ISA-L, where it is installed, is six times as fast as zlib's first level and packs as much.
+    """
+    try:
+        from isal import isal_zlib
+    except ImportError:
+        return zlib, 1
+    return isal_zlib, 2
+
+
 def header_of(affine: Array, shape: Iterable[int], dtype: Any) -> Any:
     """A NIfTI-1 header in mm, its affine in both forms: ITK reads the qform, most others the sform."""
     header = nib.Nifti1Header()
@@ -86,8 +98,10 @@ def _write_gzip(file: BinaryIO, parts: Iterable[bytes]) -> None:
     Deflate blocks that end on a full flush know nothing of each other and can simply be joined.
     """
 
+    library, level = deflater()
+
     def deflate(part: bytes) -> tuple[bytes, bytes]:
-        packer = zlib.compressobj(1, zlib.DEFLATED, -zlib.MAX_WBITS)
+        packer = library.compressobj(level, zlib.DEFLATED, -zlib.MAX_WBITS)
         return packer.compress(part) + packer.flush(zlib.Z_FULL_FLUSH), part
 
     check = size = 0

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lmreg_jax import alignment
+from lmreg_jax import alignment, elastix
 from lmreg_jax.cohort_lungs import cropped
 from lmreg_jax.errors import InputError
 from lmreg_jax.lung_report import cut_off
@@ -61,7 +61,7 @@ def align_pair(
         notes.append("the lungs are cut off: the affine step compares the part that both scans show")
     if method == "moments":
         return Affine(initial, "moments", tuple(notes))
-    if not alignment.elastix_installed():
+    if not elastix.installed():
         if method == "elastix":
             raise InputError(
                 'affine alignment by elastix needs itk-elastix: pip install "lmreg_jax[elastix]"'
@@ -73,7 +73,7 @@ def align_pair(
         )
         return Affine(initial, "moments", tuple(notes))
     try:
-        return Affine(alignment.align_elastix(fixed, moving, *parts, initial), "elastix", tuple(notes))
+        return Affine(elastix.align(fixed, moving, *parts, initial), "elastix", tuple(notes))
     except RuntimeError as error:
         notes.append(f"elastix failed ({error}): aligned by the lungs' moments only")
         return Affine(initial, "moments", tuple(notes))

@@ -25,16 +25,20 @@ def dice(fixed: Side, moving: Side, transforms: Mapping[str, Transform]) -> dict
     for each, so that the numbers compare, and a lung that a scan cuts off counts for neither.
     """
     shape, affine = fixed.lungs.data.shape, fixed.lungs.affine
-    frame = Volume(np.ones(moving.lungs.data.shape, np.uint8), moving.lungs.affine)
+    # Labels counted from 1, so that 0 is what no voxel of the moving scan reaches: one pass tells both.
+    own = fixed.lungs.data.astype(np.uint8) + np.uint8(1)
+    other = Volume(moving.lungs.data.astype(np.uint8) + np.uint8(1), moving.lungs.affine)
     warped, common = {}, np.ones(shape, bool)
     for name, transform in transforms.items():
-        warped[name] = warp_labels(transform, moving.lungs, shape, affine)
-        common &= warp_image(transform, frame, shape, affine, order=0, fill=0) > 0
-    own = np.where(common, fixed.lungs.data, 0)
+        warped[name] = warp_labels(transform, other, shape, affine)
+        common &= warped[name] > 0
+    for counted in (own, *warped.values()):
+        counted[~common] = 1
+        counted -= 1
     sided = all(np.any(side.lungs.data == RIGHT) for side in (fixed, moving))
     labels = {"both": None, "left": LEFT, "right": RIGHT} if sided else {"both": None}
     return {
-        key: {name: metrics.dice(own, np.where(common, w, 0), label) for name, w in warped.items()}
+        key: {name: metrics.dice(own, w, label) for name, w in warped.items()}
         for key, label in labels.items()
     }
 

@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from lmreg_jax import alignment as alignments
-from lmreg_jax import cohort_prepare
+from lmreg_jax import alignment, cohort_prepare, elastix
 from lmreg_jax.cohort import (
     held_out_pairs,
     read_cohort,
@@ -112,7 +111,7 @@ def known_landmarks(*names):
     return [list(subject(random_pull(int(name[1:])))[2].values()) for name in names]
 
 
-@pytest.mark.skipif(not alignments.elastix_installed(), reason="needs the extra lmreg_jax[elastix]")
+@pytest.mark.skipif(not elastix.installed(), reason="needs the extra lmreg_jax[elastix]")
 @pytest.mark.slow
 def test_elastix_recovers_the_subjects_affine_maps(template):
     cohort = read(template, alignment="auto", spacing_mm=8.0, shape=(36, 26, 36))
@@ -127,8 +126,8 @@ def test_elastix_that_fails_falls_back_by_case_and_says_so(template, monkeypatch
     def fails(*_):
         raise RuntimeError("went astray")
 
-    monkeypatch.setattr(alignments, "elastix_installed", lambda: True)
-    monkeypatch.setattr(alignments, "align_elastix", fails)
+    monkeypatch.setattr(elastix, "installed", lambda: True)
+    monkeypatch.setattr(elastix, "align", fails)
     cohort = read(template, alignment="elastix", reference="c1")
     assert [c.alignment for c in cohort.cases] == ["moments", "elastix", *["moments"] * 3]
     assert "c0: elastix failed (went astray); aligned by moments" in caplog.text
@@ -161,8 +160,8 @@ def test_oblique_lps_scans_with_their_own_grids_agree_with_ras_ones(root):
 
 def test_reference_is_named_or_central_but_never_a_test_case(root):
     assert read(root, reference="c4").reference == "c4"  # asked for by name
-    moments = [alignments.mask_moments(read_volume(root / f"lungs/c{i}.nii.gz")) for i in range(3)]
-    sums = [sum(alignments.shape_distance(a, b) for b in moments) for a in moments]
+    moments = [alignment.mask_moments(read_volume(root / f"lungs/c{i}.nii.gz")) for i in range(3)]
+    sums = [sum(alignment.shape_distance(a, b) for b in moments) for a in moments]
     assert read(root).reference == f"c{int(np.argmin(sums))}"
     edit(root / "cases.csv", ",train,", ",test,")
     with pytest.raises(InputError, match="all cases are test cases"):
@@ -567,7 +566,7 @@ def test_paths_outside_the_root_where_they_are_allowed(root, tmp_path):
 
 
 def test_elastix_asked_for_but_not_installed(template, monkeypatch):
-    monkeypatch.setattr(alignments, "elastix_installed", lambda: False)
+    monkeypatch.setattr(elastix, "installed", lambda: False)
     assert read(template, alignment="auto").alignment == "moments"
     with pytest.raises(InputError, match="needs the package itk-elastix"):
         read(template, alignment="elastix")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from lmreg_jax import alignment, pair, pair_affine, pair_measures, preprocess, refinement
+from lmreg_jax import alignment, elastix, pair, pair_affine, pair_measures, preprocess, refinement
 from lmreg_jax.errors import InputError
 from lmreg_jax.pair_input import Side, check_ct, check_pair, read_side
 from lmreg_jax.pair_registration import register_sides
@@ -294,7 +294,7 @@ def test_what_is_no_chest_ct_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not alignment.elastix_installed(), reason="needs the extra lmreg_jax[elastix]")
+@pytest.mark.skipif(not elastix.installed(), reason="needs the extra lmreg_jax[elastix]")
 def test_elastix_finds_a_table_shift_of_tens_of_millimetres() -> None:
     """A translation of 40, -60 and 80 mm and a small affine: two thirds of the body's depth and more."""
     pull = random_pull(2)

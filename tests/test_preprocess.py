@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from scipy import ndimage
 
 from lmreg_jax import alignment
 from lmreg_jax.errors import InputError
@@ -17,14 +16,10 @@ from lmreg_jax.preprocess import (
     window,
     window_percentile,
 )
-from lmreg_jax.volumes import Volume, apply_affine, read_volume, resample
+from lmreg_jax.volumes import Volume, apply_affine, read_volume
 from tests.shared_data import shared
 from tests.spaces import ct, grid
 from tests.tiny_cohort import GRID, SHAPE, random_pull, subject
-
-needs_elastix = pytest.mark.skipif(
-    not alignment.elastix_installed(), reason="needs the extra lmreg_jax[elastix]"
-)
 
 
 def dice(a, b):
@@ -118,64 +113,6 @@ def test_moments_refuse_a_mask_of_three_voxels():
     mask[0, 0, :3] = 1
     with pytest.raises(InputError, match="3 voxels"):
         alignment.align_moments(Volume(mask, np.eye(4)), Volume(mask, np.eye(4)))
-
-
-def blobs_and_known_affine():
-    rng = np.random.default_rng(0)
-    affine = np.diag([4.0, 4.0, 4.0, 1.0])
-    affine[:3, 3] = (-100.0, -150.0, 20.0)
-    data = ndimage.gaussian_filter(rng.standard_normal((56, 56, 56)), 4)
-    data = np.clip(0.5 + 0.2 * data / data.std(), 0, 1).astype(np.float32)
-    # Fading to its sides: linear interpolation, with which `moving` is made, displaces hard edges.
-    fade = np.hanning(56) ** 0.3
-    data *= fade[:, None, None] * fade[:, None] * fade
-    centre = apply_affine(affine, np.array([28.0, 28.0, 28.0]))
-    angle = np.deg2rad(7)
-    turn = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
-    truth = np.eye(4)
-    truth[:3, :3] = turn @ np.diag([1.08, 0.95, 1.04])
-    truth[:3, 3] = centre - truth[:3, :3] @ centre + (9.0, -6.0, 12.0)
-    grid = np.diag([3.0, 3.0, 3.5, 1.0])  # holds all of the moved blobs
-    grid[:3, 3] = (-125.0, -180.0, 0.0)
-    fixed = Volume(data, affine)
-    moving = Volume(resample(fixed, (96, 96, 84), grid, fill=0, pull=np.linalg.inv(truth)), grid)
-    points = apply_affine(affine, rng.uniform(10, 46, (200, 3)))
-    return fixed, moving, truth, points
-
-
-@needs_elastix
-@pytest.mark.slow
-@pytest.mark.parametrize("masked", [False, True])
-def test_elastix_finds_a_known_affine_in_the_right_direction(masked):
-    fixed, moving, truth, points = blobs_and_known_affine()
-    mask = Volume((fixed.data > 0.02).astype(np.uint8), fixed.affine) if masked else None
-    got = alignment.align_elastix(fixed, moving, mask, None, np.eye(4))
-    before = np.linalg.norm(points - apply_affine(truth, points), axis=1)
-    error = np.linalg.norm(apply_affine(got, points) - apply_affine(truth, points), axis=1)
-    assert before.mean() > 15 and error.max() < 1.0  # mm, of 3 to 4 mm voxels
-    again = alignment.align_elastix(fixed, moving, mask, None, np.eye(4))
-    np.testing.assert_array_equal(got, again)
-
-
-@needs_elastix
-@pytest.mark.slow
-def test_elastix_that_worsens_the_lungs_is_refused(monkeypatch):
-    fixed, moving, _, _ = blobs_and_known_affine()
-    mask = Volume((fixed.data > 0.5).astype(np.uint8), fixed.affine)
-    monkeypatch.setattr(alignment, "_elastix", lambda *_: alignment.translation((0, 0, 0), (60, 0, 0)))
-    with pytest.raises(RuntimeError, match="Dice fell"):
-        alignment.align_elastix(fixed, fixed, mask, mask, np.eye(4))
-    monkeypatch.setattr(alignment, "_elastix", lambda *_: np.diag([3.0, 1.0, 1.0, 1.0]))
-    with pytest.raises(RuntimeError, match="implausible"):
-        alignment.align_elastix(fixed, moving, mask, mask, np.eye(4))
-
-
-def test_elastix_without_its_package_says_what_to_install(monkeypatch):
-    monkeypatch.setattr(alignment.importlib.util, "find_spec", lambda name: None)
-    assert not alignment.elastix_installed()
-    empty = Volume(np.zeros((4, 4, 4)), np.eye(4))
-    with pytest.raises(InputError, match="pip install itk-elastix"):
-        alignment.align_elastix(empty, empty, None, None, np.eye(4))
 
 
 def test_model_lungs_are_segmented_with_their_sides():

@@ -10,7 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from lmreg_jax import alignment, model_files, pair_registration
+from lmreg_jax import elastix, model_files, pair_registration
 from lmreg_jax.pair_affine import align_pair
 from lmreg_jax.pair_input import read_side
 from lmreg_jax.preprocess import window
@@ -116,7 +116,7 @@ def test_the_storage_does_not_move_the_body(
     assert difference.max() < largest
 
 
-@pytest.mark.skipif(not alignment.elastix_installed(), reason="needs the extra lmreg_jax[elastix]")
+@pytest.mark.skipif(not elastix.installed(), reason="needs the extra lmreg_jax[elastix]")
 def test_elastix_moves_the_body_hardly_more(tmp_path: Path, points: np.ndarray) -> None:
     """Its optimum is flat, and is left within 0.13 mm (largest) of where the plain storage has it."""
 

@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from lmreg_jax import slabs
-from lmreg_jax.alignment import elastix_installed
+from lmreg_jax import elastix, slabs
 from lmreg_jax.errors import InputError
 from lmreg_jax.scans import LPS, read_scan
 from lmreg_jax.transform_files import read_transform, write_displacement, write_itk
@@ -143,7 +142,7 @@ def test_itk_warps_the_raw_image_as_we_do(number: int, oblique: bool, tmp_path: 
 
 @pytest.mark.slow  # loading itk takes most of it
 def test_transformix_takes_the_displacement_field(tmp_path: Path) -> None:
-    if not elastix_installed():
+    if not elastix.installed():
         pytest.skip("needs itk-elastix")
     itk = pytest.importorskip("itk")
     t = spaces.transform()

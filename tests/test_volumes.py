@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import re
+import sys
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -316,3 +318,21 @@ def test_numbers_are_rounded_to_bits_of_mantissa() -> None:
     assert not np.any(out.view(np.uint32) & (2**11 - 1))  # 23 - 12 bits are zero
     exact = np.float32([0, 1, -1, -0.5, 3, 1 - 2.0**-24])
     np.testing.assert_array_equal(nifti_stream.rounded(exact, 12), [0, 1, -1, -0.5, 3, 1])
+
+
+@pytest.mark.parametrize("packer", ["zlib", "isal"])
+def test_both_packers_write_what_gzip_and_nibabel_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packer: str
+) -> None:
+    if packer == "zlib":
+        monkeypatch.setitem(sys.modules, "isal", None)
+    else:
+        pytest.importorskip("isal")
+    assert packer in nifti_stream.deflater()[0].__name__
+    data = np.random.default_rng(0).integers(-1024, 1000, (400, 300, 50), np.int16)  # three slabs
+    assert len(list(nifti_stream.in_parts(data))) > 2
+    write_volume(tmp_path / "a.nii.gz", Volume(data, np.eye(4)))
+    with gzip.open(tmp_path / "a.nii.gz") as file:  # checks sum and length
+        content = file.read()
+    assert content[nifti_stream.HEADER_BYTES :] == data.tobytes(order="F")
+    np.testing.assert_array_equal(np.asarray(nib.load(tmp_path / "a.nii.gz").dataobj), data)

@@ -53,12 +53,15 @@ def add(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Writes the cohort; tells what looks doubtful."""
+    from lmreg_jax import elastix
     from lmreg_jax.pair_output import check_output, new_folder
     from lmreg_jax.preparation import KNOWN, prepare, sources
 
     check_output(args.output, force=args.force, known=KNOWN)
     given = sources(args.scans, args.masks)
     clock = Clock(quiet=args.quiet)
+    if args.affine in ("auto", "elastix") and len(given) > 1:
+        elastix.start()  # it loads while the scans are read
     x, y, z = args.shape
     with new_folder(args.output, force=args.force, known=KNOWN) as folder:
         record = prepare(

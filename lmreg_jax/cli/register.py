@@ -78,7 +78,7 @@ def add(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Reads, registers, writes; prints where the results are and the numbers that matter."""
-    from lmreg_jax import compilation_cache
+    from lmreg_jax import compilation_cache, elastix
     from lmreg_jax.pair_output import FILES, check_output, new_folder, write_results
 
     check_output(args.output, force=args.force, known=tuple(FILES))
@@ -88,6 +88,8 @@ def run(args: argparse.Namespace) -> None:
         raise InputError("--fixed-landmarks and --moving-landmarks belong together: give both or none")
     compilation_cache.enable()
     clock = Clock(quiet=args.quiet)
+    if args.affine in ("auto", "elastix"):
+        elastix.start()  # it loads while the scans are read
     model = _model(args.model)
     if args.refine_around == "network" and (model is None or not args.refine):
         raise InputError("--refine-around network: give a model and --refine N, too")
