@@ -15,6 +15,7 @@ import sys
 VOXELS = "64x64x64,96x96x96,128x128x128,192x192x192,256x256x256"
 PAPER = "160x112x208"
 FEW = ("--cases=6", "--test=2", "--steps=5")
+LARGE = ("--shape=512x512x300", "--affine=elastix")
 COMMANDS = (
     ("speed", "--grids=48x32x64", "--batches=1,2,4", "--rounds=1", "--repeats=7", "--name=coarse"),
     ("speed", f"--grids={PAPER}", "--batches=1,2", "--rounds=1", "--repeats=3", "--name=paper"),
@@ -24,7 +25,8 @@ COMMANDS = (
     ("loading",),
     ("loading", f"--grid={PAPER}", "--spacing=2", "--batch=1", *FEW, "--name=loading_paper"),
     ("register_stages",),
-    ("register_stages", "--shape=512x512x300", "--spacing=1.2", "--affine=elastix", "--name=register_large"),
+    ("register_stages", *LARGE, "--spacing=1.2", "--name=register_large"),
+    ("register_stages", *LARGE, "--spacing=0.8", "--name=register_large_cut_off"),
     ("memory",),
 )
 

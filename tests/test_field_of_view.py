@@ -5,14 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 
-from lmreg_jax import batches, evaluation, reference_lungs
+from lmreg_jax import batches, evaluation, pair_registration, preprocess, reference_lungs
 from lmreg_jax.cohort import Cohort, images_of_pair, read_cohort
 from lmreg_jax.errors import InputError
+from lmreg_jax.pair_input import Side, read_side
 from lmreg_jax.preprocess import fill_missing
-from lmreg_jax.volumes import Volume, inside, resample, write_volume
+from lmreg_jax.transforms import transform_points
+from lmreg_jax.volumes import Volume, apply_affine, inside, resample, write_volume
+from tests.analytic_thorax import shipped_model, stored
 
 SHAPE = (20, 16, 24)
 
@@ -103,3 +107,30 @@ def test_damaged_reference_lungs_are_named(tmp_path: Path, text: str) -> None:
     (tmp_path / reference_lungs.FILE).write_text(text, encoding="utf-8")
     with pytest.raises(InputError, match=reference_lungs.FILE):
         reference_lungs.read(tmp_path)
+
+
+@pytest.mark.slow
+def test_a_cut_off_base_does_not_pull_the_lungs_through_the_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One subject twice, in other voxels: what moves is the network's doing, with and without its base."""
+    first = 50  # of 140 slices: 8 cm of lung are gone
+    files = [stored(tmp_path / f"{i}.nii.gz", 0.0, ((0, 0, 0), (mm,) * 3)) for i, mm in enumerate((3.0, 2.9))]
+    whole = [read_side(file) for file in files]
+    cut = []
+    for file, slices in zip(files, (first, 52), strict=True):
+        nib.load(file).slicer[:, :, slices:].to_filename(tmp_path / f"cut_{file.name}")
+        cut.append(read_side(tmp_path / f"cut_{file.name}"))
+    seen_by_all = pair_registration.lung_points(cut[0].lungs)
+
+    def motion(fixed: Side, moving: Side) -> float:
+        """Mean mm that the network moves what both scans see of the lungs."""
+        found = pair_registration.register_sides(fixed, moving, shipped_model(), affine="moments")
+        there = transform_points(found.forward, seen_by_all)
+        return float(np.linalg.norm(there - apply_affine(found.affine.pull, seen_by_all), axis=1).mean())
+
+    still = motion(*whole)  # 2.0: the network was not trained on this thorax
+    assert motion(whole[0], cut[1]) < still + 0.6
+    assert motion(cut[0], whole[1]) < still + 0.6
+    monkeypatch.setattr(preprocess, "fill_missing", lambda fixed, moving, *_: (fixed, moving))
+    assert motion(cut[0], whole[1]) > 2 * still  # The wall of air pulls.
