@@ -76,7 +76,8 @@ def peak_mb() -> float:
 def tree_mb(process: int) -> float:
     """Memory that a process and all its descendants hold now, what they share counted for each."""
     try:
-        children = [int(c) for c in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+        tasks = Path(f"/proc/{process}/task").glob("*/children")  # whichever thread started them
+        children = [int(child) for task in tasks for child in task.read_text(encoding="utf-8").split()]
         return _status_mb(process, "VmRSS") + sum(map(tree_mb, children))
     except (OSError, StopIteration):  # ended meanwhile
         return 0.0

@@ -105,7 +105,10 @@ def start(words: Sequence[str], cache: str) -> dict[str, Any]:
     environment.pop("JAX_COMPILATION_CACHE_DIR", None)
     command = [sys.executable, "-m", "benchmarks.register_stages", "--worker", *words]
     most = 0.0
-    with tempfile.TemporaryFile("w+", encoding="utf-8") as out, tempfile.TemporaryFile("w+") as err:
+    with (
+        tempfile.TemporaryFile("w+", encoding="utf-8") as out,
+        tempfile.TemporaryFile("w+", encoding="utf-8") as err,
+    ):
         process = subprocess.Popen(command, env=environment, stdout=out, stderr=err)
         while process.poll() is None:
             most = max(most, common.tree_mb(process.pid))

@@ -27,7 +27,7 @@ from lmreg_jax.tables import replacing
 
 FILE = "versions.json"
 TRAINING = "train"
-RESULTS = ":(exclude)benchmarks/results"  # as git writes paths that it is to leave out
+NOT_RESULTS = ":(exclude)benchmarks/results"  # as git writes paths that it is to leave out
 PACKAGES = (
     *("lmreg_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorstore", "numpy", "scipy"),
     *("nibabel", "chex", "ml-collections", "itk-elastix", "h5py"),
@@ -107,13 +107,13 @@ def processor() -> str:
 def git_commit(folder: Path) -> str | None:
     """The commit checked out in `folder`, "+changes" where files differ from it; None without git.
 
-    Tables of benchmarks that were written anew do not count: nothing computes with them.
+    Tables of benchmarks that were written anew do not count: no result depends on them.
     """
     if not (folder / ".git").exists():  # An installed package may lie inside somebody else's repository.
         return None
     try:
         commit = _git(folder, "rev-parse", "HEAD")
-        changed = _git(folder, "status", "--porcelain", "--untracked-files=no", "--", ".", RESULTS)
+        changed = _git(folder, "status", "--porcelain", "--untracked-files=no", "--", ".", NOT_RESULTS)
         return commit + ("+changes" if changed else "")
     except (OSError, subprocess.SubprocessError):
         return None

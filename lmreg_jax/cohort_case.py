@@ -196,6 +196,10 @@ def align(
     try:
         pull = elastix.align(reference.image, image, fixed_mask, mask, initial)
         return pull, "elastix"
+    except elastix.WorkerDied as error:  # says nothing of this case, and must not be kept as its alignment
+        raise InputError(
+            f"{row.name}: elastix: {error}; mend its installation, give it memory, or align by 'moments'"
+        ) from error
     except (RuntimeError, InputError) as error:
         log.warning("%s: elastix failed (%s); aligned by %s", row.name, error, found)
         return initial, found

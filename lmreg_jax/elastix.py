@@ -1,7 +1,8 @@
 """Affine alignment between subjects by elastix: a [4, 4] that takes fixed RAS mm to moving RAS mm.
 
-elastix runs in a process of its own (`elastix_program`), which is kept until `stop`: loading ITK takes
+elastix runs in a process of its own (`elastix_worker`), which is kept until `stop`: loading ITK takes
 ten seconds, which `start` lets pass while scans are read, and 1.3 GB, which a training need not hold.
+(`baselines` has elastix' B-splines, which a comparison needs.)
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ import atexit
 import contextlib
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,35 +24,63 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from lmreg_jax.downsampling import downsample
 from lmreg_jax.errors import InputError
 from lmreg_jax.volumes import Volume, apply_affine, inside, resample
 
 Array = NDArray[Any]
 
-MODULE = "itkElastixRegistrationMethodPython.py"
+ELASTIX_MODULE = "itkElastixRegistrationMethodPython.py"
 GRID_MM = 3.0  # an affine map has 12 numbers: finer images make it slower, not better
-SCHEDULE = (4, 2, 1)  # coarse to fine, in voxels of GRID_MM
 WORST_LOSS = 0.05  # of lung Dice: elastix also sees ribs and skin, so a little may be right
 MARGIN_MM = 20.0  # the chest wall, ribs included
 SETTINGS = {
     "Metric": "AdvancedMattesMutualInformation",
+    "AutomaticTransformInitialization": "false",  # the images are aligned to begin with
+    "WriteResultImage": "false",
+    "RandomSeed": 1,
+}
+# From far: stochastic, from coarse to fine. It ends some tenths of a millimetre from the optimum, by
+# chance: with another seed, or the same pair in other voxels, elsewhere.
+SEARCH = SETTINGS | {
+    "NumberOfResolutions": 3,
+    "ImagePyramidSchedule": [4, 4, 4, 2, 2, 2, 1, 1, 1],  # in voxels of GRID_MM
     "MaximumNumberOfIterations": 250,
     "NumberOfSpatialSamples": 4096,
     "NewSamplesEveryIteration": "true",
-    "RandomSeed": 1,
-    "AutomaticTransformInitialization": "false",  # the images are aligned to begin with
-    "WriteResultImage": "false",
-    "ImagePyramidSchedule": [f for f in SCHEDULE for _ in range(3)],
 }
-PROGRAM = Path(__file__).with_name("elastix_program.py")
-LAST_WORDS = 300  # characters of what a program that died has said
+# To the optimum, by all voxels, to a hundredth of a millimetre. Only with a joint histogram that is
+# smooth in both images' intensities is there one to be found to that.
+DESCENT = SETTINGS | {
+    "NumberOfResolutions": 1,
+    "ImagePyramidSchedule": [1, 1, 1],
+    "Optimizer": "QuasiNewtonLBFGS",
+    "MaximumNumberOfIterations": 200,
+    "StopIfWolfeNotSatisfied": "false",
+    "GradientMagnitudeTolerance": 1e-9,
+    "LBFGSUpdateAccuracy": 10,
+    "ImageSampler": "Grid",
+    "SampleGridSpacing": [1, 1, 1],
+    "NewSamplesEveryIteration": "false",
+    "FixedKernelBSplineOrder": 3,
+}
+EVERYWHERE = {"SampleGridSpacing": [2, 2, 2]}  # without a mask to say where to look: an eighth of all voxels
+FARTHEST_MM = 4.0  # that the descent may lead from the search's end; beyond, it fell into another valley
+WORKER_FILE = Path(__file__).with_name("elastix_worker.py")
+ANSWER = b"answer:"  # how the worker's own lines begin
+MESSAGE_CHARS = 300  # of what a worker that died has said
+PATIENCE_S = 5.0  # for a worker that has closed its output to end
+
+
+class WorkerDied(RuntimeError):
+    """The process ended, or cannot be started: nothing is said of the pair that it was given."""
 
 
 def installed() -> bool:
     """Whether itk-elastix is there, found without importing it (which takes seconds)."""
     itk = importlib.util.find_spec("itk")
     folders = itk.submodule_search_locations if itk else None
-    return any((Path(folder) / MODULE).exists() for folder in folders or ())
+    return any((Path(folder) / ELASTIX_MODULE).exists() for folder in folders or ())
 
 
 def align(
@@ -68,9 +99,10 @@ def align(
     if not installed():
         raise InputError("itk-elastix is not installed (pip install itk-elastix)")
     shape, affine = _grid_around(fixed, fixed_mask)
+    # By one filter, whatever the scans' voxels and axes: it is the images' differences that are aligned.
     pair = [
-        resample(fixed, shape, affine, fill=0.0),
-        resample(moving, shape, affine, fill=0.0, pull=initial),
+        downsample(fixed, shape, affine, fill=0.0),
+        downsample(moving, shape, affine, fill=0.0, pull=initial),
     ]
     mask = None
     if fixed_mask is not None:
@@ -80,10 +112,10 @@ def align(
         mask = ndimage.distance_transform_edt(~mask) * GRID_MM <= MARGIN_MM
         # What one scan does not show must not be compared with air.
         mask &= inside(fixed, shape, affine) & inside(moving, shape, affine, pull=initial)
-    residual = _by_program(pair[0], pair[1], mask, affine)
-    stretch = np.linalg.svd(residual[:3, :3], compute_uv=False)
-    if not np.isfinite(residual).all() or stretch.min() < 0.5 or stretch.max() > 2.0:
-        raise RuntimeError(f"implausible result, it stretches by {stretch.round(2).tolist()}")
+    found, polished = _ask_worker(pair[0], pair[1], mask, affine)
+    residual = _nearest(found, polished, apply_affine(affine, np.indices((2, 2, 2)).reshape(3, -1).T * shape))
+    if not _plausible(residual):
+        raise RuntimeError(f"implausible result {residual.round(2).tolist()}")
     pull = initial @ residual
     if fixed_mask is not None and moving_mask is not None:
         before, after = (_overlap(fixed_mask, moving_mask, p) for p in (initial, pull))
@@ -95,10 +127,10 @@ def align(
 def _overlap(fixed: Volume, moving: Volume, pull: Array) -> float:
     """Dice of two masks after a pull, on the fixed mask's box: good enough to see a failure."""
     moved = resample(moving, fixed.data.shape, fixed.affine, order=0, fill=0, pull=pull) > 0
-    inside = np.count_nonzero(moved & (fixed.data > 0))
+    both = np.count_nonzero(moved & (fixed.data > 0))
     whole = np.count_nonzero(moving.data) * np.linalg.det(np.linalg.inv(pull) @ moving.affine)
     size = np.count_nonzero(fixed.data) + whole / np.linalg.det(fixed.affine)
-    return float(2 * inside / size)
+    return float(2 * both / size)
 
 
 def _grid_around(fixed: Volume, mask: Volume | None) -> tuple[tuple[int, int, int], Array]:
@@ -116,94 +148,141 @@ def _grid_around(fixed: Volume, mask: Volume | None) -> tuple[tuple[int, int, in
     return (int(x), int(y), int(z)), affine
 
 
-class Program:
-    """`elastix_program` as a running process. Raises RuntimeError where it dies."""
+def _plausible(matrix: Array) -> bool:
+    """Whether an affine is finite and stretches by less than 2 along any direction."""
+    if not np.isfinite(matrix).all():
+        return False
+    stretch = np.linalg.svd(matrix[:3, :3], compute_uv=False)
+    return bool(stretch.min() > 0.5 and stretch.max() < 2.0)
+
+
+def _nearest(found: Array, polished: Array, corners: Array) -> Array:
+    """`polished`, unless it takes a corner more than FARTHEST_MM from where `found` does."""
+    away = np.linalg.norm(apply_affine(polished, corners) - apply_affine(found, corners), axis=1).max()
+    return polished if away <= FARTHEST_MM else found  # NaN is not
+
+
+class Worker:
+    """`elastix_worker` as a running process. Raises WorkerDied where it cannot be started, or dies."""
 
     def __init__(self) -> None:
-        self.said = tempfile.TemporaryFile()  # noqa: SIM115 (closed by `close`)
-        command = [sys.executable, "-P", str(PROGRAM)]  # -P: our modules must not hide others' by their names
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.said
-        )
+        path = os.pathsep.join(folder for folder in sys.path if folder)  # ITK may lie anywhere on ours
+        # -P: our modules must not hide others' by their names.
+        command = [sys.executable, "-P", str(WORKER_FILE)]
+        try:
+            self.errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed by `close`)
+            self.process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self.errors,
+                env=os.environ | {"PYTHONPATH": path},
+            )
+        except (OSError, TypeError, ValueError) as error:
+            raise WorkerDied(f"its process cannot be started: {error}") from error
 
-    def ask(self, fixed: Array, moving: Array, mask: Array | None, affine: Array) -> dict[str, Any]:
-        """The program's answer for two images [X, Y, Z] on one grid: {"matrix": ...} or {"error": ...}."""
+    def ask(self, job: Mapping[str, Any], images: list[Array]) -> dict[str, Any]:
+        """The worker's answer to a job; see there."""
         assert self.process.stdin is not None and self.process.stdout is not None
-        images = [
-            fixed.astype("<f4"),
-            moving.astype("<f4"),
-            *([] if mask is None else [mask.astype(np.uint8)]),
-        ]
-        settings = {
-            name: [str(v) for v in value] if isinstance(value, list) else [str(value)]
-            for name, value in SETTINGS.items()
-        }
-        job = {
-            "shape": fixed.shape,
-            "masked": mask is not None,
-            "origin": affine[:3, 3].tolist(),
-            "spacing": affine.diagonal()[:3].tolist(),
-            "levels": len(SCHEDULE),
-            "settings": settings,
-        }
+        begun = os.fstat(self.errors.fileno()).st_size
         try:
             self.process.stdin.write(json.dumps(job).encode() + b"\n")
             for image in images:
                 self.process.stdin.write(image.tobytes())
             self.process.stdin.flush()
-            answer: dict[str, Any] = json.loads(self.process.stdout.readline())
-        except (OSError, ValueError) as error:
-            raise RuntimeError(f"its process ended: {self.last_words()}") from error
-        return answer
+            for line in self.process.stdout:
+                if line.startswith(ANSWER):
+                    answer: dict[str, Any] = json.loads(line[len(ANSWER) :])
+                    return answer
+        except (OSError, ValueError):
+            pass
+        raise WorkerDied(f"its process ended, {self._last_words(begun)}")
 
-    def last_words(self) -> str:
-        """What the process printed at its end, in one line, or its exit status."""
-        status = self.process.wait()
-        self.said.seek(0)
-        lines = self.said.read().decode(errors="replace").split()
-        return " ".join(lines)[-LAST_WORDS:] or f"exit status {status}"
+    def _last_words(self, begun: int) -> str:
+        """How the process ended, and what it printed after its first `begun` bytes, in one line."""
+        try:
+            status = self.process.wait(PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            return "or no longer answers"
+        self.errors.seek(begun)
+        text = " ".join(self.errors.read().decode(errors="replace").split())
+        how = f"killed by signal {-status} (no memory left?)" if status < 0 else f"exit status {status}"
+        return f"{how}: {text[-MESSAGE_CHARS:]}" if text else how
 
     def close(self) -> None:
+        """Ends the process, whatever it does."""
         self.process.kill()
         self.process.wait()
-        for pipe in (self.process.stdin, self.process.stdout, self.said):
-            if pipe is not None:
+        for file in (self.process.stdin, self.process.stdout, self.errors):
+            if file is not None:
                 with contextlib.suppress(OSError):  # what was written to a dead process
-                    pipe.close()
+                    file.close()
 
 
-_program: Program | None = None
+_worker: Worker | None = None
 _one_at_a_time = threading.RLock()  # elastix uses two cores by itself
 
 
 def start() -> None:
-    """Starts the process, if elastix is installed and it does not run yet."""
-    global _program
+    """Starts the process ahead of its first pair, if elastix is installed and it does not run yet.
+
+    That it cannot be started is said by the first pair.
+    """
+    global _worker
     with _one_at_a_time:
-        if _program is None and installed():
-            _program = Program()
+        if _worker is None and installed():
+            with contextlib.suppress(WorkerDied):
+                _worker = Worker()
 
 
 @atexit.register
 def stop() -> None:
-    """Ends the process, if it runs; the next `align` starts another."""
-    global _program
+    """Ends the process, if it runs, after the pair at which it works; the next `align` starts another."""
+    global _worker
     with _one_at_a_time:
-        if _program is not None:
-            _program.close()
-        _program = None
+        if _worker is not None:
+            _worker.close()
+        _worker = None
 
 
-def _by_program(fixed: Array, moving: Array, mask: Array | None, affine: Array) -> Array:
-    """What elastix finds between two images on one grid, fixed mm -> moving mm; RuntimeError if it fails."""
+def _ask_worker(fixed: Array, moving: Array, mask: Array | None, affine: Array) -> tuple[Array, Array]:
+    """What elastix finds between two images on one grid, fixed mm -> moving mm: by SEARCH, then by DESCENT.
+
+    Raises RuntimeError where elastix fails, WorkerDied where its process dies twice.
+    """
+    images = [fixed.astype("<f4"), moving.astype("<f4"), *([] if mask is None else [mask.astype(np.uint8)])]
+    job = {
+        "shape": fixed.shape,
+        "masked": mask is not None,
+        "origin": affine[:3, 3].tolist(),
+        "spacing": affine.diagonal()[:3].tolist(),
+        "maps": [_in_words(SEARCH), _in_words(DESCENT | ({} if mask is not None else EVERYWHERE))],
+    }
     with _one_at_a_time:
-        start()
-        assert _program is not None
         try:
-            answer = _program.ask(fixed, moving, mask, affine)
-        except BaseException:
-            stop()  # dead, or interrupted: the next answer would be that to this question
-            raise
+            answer = _asked(job, images)
+        except WorkerDied:
+            answer = _asked(job, images)  # in a new process: the old one may have been killed while it waited
     if "error" in answer:
         raise RuntimeError(answer["error"])
-    return np.array(answer["matrix"], np.float64)
+    found = [np.array(matrix, np.float64) for matrix in answer["matrices"]]
+    return found[0], found[-1]  # one and the same where the descent failed
+
+
+def _asked(job: Mapping[str, Any], images: list[Array]) -> dict[str, Any]:
+    global _worker
+    if _worker is None:
+        _worker = Worker()
+    try:
+        return _worker.ask(job, images)
+    except BaseException:
+        stop()  # dead, or interrupted: the next answer would be that to this question
+        raise
+
+
+def _in_words(settings: Mapping[str, Any]) -> dict[str, list[str]]:
+    """elastix' parameter map: lists of strings."""
+    return {
+        name: [str(v) for v in (value if isinstance(value, list) else [value])]
+        for name, value in settings.items()
+    }

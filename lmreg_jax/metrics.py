@@ -196,7 +196,7 @@ def folding_percent(determinant: ArrayLike, mask: ArrayLike | None = None) -> fl
     A determinant that is not a number counts as folded. NaN for an empty mask.
     """
     values = _inside(determinant, mask)
-    return 100.0 * (1 - np.count_nonzero(values > 0) / values.size) if values.size else float("nan")
+    return 100.0 * (values.size - np.count_nonzero(values > 0)) / values.size if values.size else float("nan")
 
 
 def sd_log_jacobian(determinant: ArrayLike, mask: ArrayLike | None = None) -> float:

@@ -25,14 +25,14 @@ from lmreg_jax.tables import replacing
 Array = NDArray[Any]
 
 NIFTI = (".nii", ".nii.gz")
-GZIP_HEADER = b"\x1f\x8b\x08" + bytes(7)  # no name, no time: equal voxels make equal files
+GZIP_HEADER = b"\x1f\x8b\x08" + bytes(7)  # no name, no time: equal voxels make equal files (by one packer)
 HEADER_BYTES = 352  # of a single file without extensions, the four bytes that say so included
 
 
 def deflater() -> tuple[Any, int]:
     """A module with zlib's `compressobj`, and the level to take.
 
-    Intel's ISA-L, where it is installed, is six times as fast as zlib's first level and packs as much.
+    Intel's ISA-L, where it is installed, is six times as fast as zlib's first level and packs nearly as much.
     """
     try:
         from isal import isal_zlib

@@ -106,7 +106,7 @@ def align_masks(
         try:
             for _ in range(ROUNDS):
                 parts = common_part(thin, (fixed, moving), pull)
-                pull = _matched(parts, pull)
+                pull = _matched_in_plane(parts, pull)
         except InputError:  # nothing in common at this stretch
             continue
         score = _overlap(*parts, pull) - STRETCH_COST * abs(np.log(stretch))
@@ -114,13 +114,16 @@ def align_masks(
     if not found:
         return plain, small
     _, pull = max(found, key=lambda one: one[0])
-    parts = common_part(small, (fixed, moving), pull)
-    return _matched(parts, pull, hu), parts
+    try:
+        parts = common_part(small, (fixed, moving), pull)
+        return _matched_in_plane(parts, pull, hu), parts
+    except InputError:  # a sliver that thinned masks have in common
+        return plain, small
 
 
 def thinned(mask: Volume) -> Volume:
-    """Every n-th voxel along each axis, n the largest with voxels of at most SEARCH_MM."""
-    every = np.maximum(SEARCH_MM // spacing(mask.affine), 1).astype(int)
+    """Every n-th voxel along each axis, n the largest that leaves voxels of at most SEARCH_MM, or 1."""
+    every = np.maximum(np.floor(SEARCH_MM / spacing(mask.affine) + 1e-3), 1).astype(int)
     data = mask.data[:: every[0], :: every[1], :: every[2]]
     return Volume(data, mask.affine @ np.diag([*every, 1.0]))
 
@@ -158,7 +161,7 @@ def _anchored(masks: tuple[Volume, Volume], stretch: float, end: str) -> Array:
     return pull
 
 
-def _matched(
+def _matched_in_plane(
     parts: tuple[Volume, Volume], before: Array, hu: tuple[Volume, Volume] | tuple[None, None] = (None, None)
 ) -> Array:
     """The pull by the parts' moments, but the height of a point in the other scan stays as `before` had it.

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lmreg_jax import configuration, elastix, pair, reference_lungs, refinement
+from lmreg_jax import configuration, pair, reference_lungs, refinement
 from lmreg_jax.cohort_case import windowed
 from lmreg_jax.errors import InputError
 from lmreg_jax.lung_report import cut_off
@@ -105,7 +105,6 @@ def register_sides(
     say("affine alignment")
     scans = fixed.scan.volume, moving.scan.volume
     found = align_pair(images[0], images[1], fixed.lungs, moving.lungs, affine, scans)
-    elastix.stop()  # it holds as much memory as all else here
     notes = [*found.notes, *_missing(fixed, moving)]
 
     def on_frame(frame: pair.Frame) -> refinement.Pair:

@@ -22,7 +22,7 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from lmreg_jax import alignment, elastix, preprocess, report
+from lmreg_jax import alignment, preprocess, report
 from lmreg_jax.cohort_lungs import cropped
 from lmreg_jax.errors import InputError
 from lmreg_jax.lung_report import cut_off
@@ -137,7 +137,6 @@ def prepare(
             scans = side.scan.volume, own.scan.volume
             found = align_pair(image, windowed, side.lungs, own.lungs, affine, scans)
         steps[source.name] = _write_case(folder, source, own, found, shape, grid)
-    elastix.stop()
     record = {
         "reference": reference,
         "grid": {"shape": list(shape), "spacing_mm": spacing_mm, "affine_voxel_to_ras_mm": grid.tolist()},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -16,8 +17,12 @@ from scipy import ndimage
 
 from lmreg_jax import elastix
 from lmreg_jax.alignment import translation
+from lmreg_jax.cli.clock import Clock
+from lmreg_jax.cli.main import main
+from lmreg_jax.cohort import read_cohort
 from lmreg_jax.errors import InputError
-from lmreg_jax.volumes import Volume, apply_affine, resample
+from lmreg_jax.volumes import Volume, apply_affine, resample, write_volume
+from tests.tiny_cohort import random_pull, subject
 
 needs_elastix = pytest.mark.skipif(not elastix.installed(), reason="needs the extra lmreg_jax[elastix]")
 
@@ -64,10 +69,13 @@ def test_elastix_finds_a_known_affine_in_the_right_direction(masked):
 def test_elastix_that_worsens_the_lungs_is_refused(monkeypatch):
     fixed, moving, _, _ = blobs_and_known_affine()
     mask = Volume((fixed.data > 0.5).astype(np.uint8), fixed.affine)
-    monkeypatch.setattr(elastix, "_by_program", lambda *_: translation((0, 0, 0), (60, 0, 0)))
+    monkeypatch.setattr(elastix, "_ask_worker", lambda *_: [translation((0, 0, 0), (60, 0, 0))] * 2)
     with pytest.raises(RuntimeError, match="Dice fell"):
         elastix.align(fixed, fixed, mask, mask, np.eye(4))
-    monkeypatch.setattr(elastix, "_by_program", lambda *_: np.diag([3.0, 1.0, 1.0, 1.0]))
+    monkeypatch.setattr(elastix, "_ask_worker", lambda *_: [np.diag([3.0, 1.0, 1.0, 1.0])] * 2)
+    with pytest.raises(RuntimeError, match="implausible"):
+        elastix.align(fixed, moving, mask, mask, np.eye(4))
+    monkeypatch.setattr(elastix, "_ask_worker", lambda *_: [np.full((4, 4), np.nan)] * 2)
     with pytest.raises(RuntimeError, match="implausible"):
         elastix.align(fixed, moving, mask, mask, np.eye(4))
 
@@ -82,7 +90,6 @@ def test_elastix_without_its_package_says_what_to_install(monkeypatch):
 
 STAND_IN = """  # an ITK whose affine says what it was given, and that chatters
 import os
-import sys
 
 
 class Image:
@@ -93,14 +100,15 @@ class Image:
 
 class ParameterObject:
     New = staticmethod(lambda: ParameterObject())
+    def __init__(self): self.maps = []
     GetDefaultParameterMap = staticmethod(lambda kind, levels: {"levels": levels})
-    def AddParameterMap(self, settings): self.settings = settings
+    def AddParameterMap(self, settings): self.maps.append(settings)
 
 
 class Result:
-    def __init__(self, numbers): self.numbers = numbers
-    def GetParameterMap(self, _):
-        return {"TransformParameters": self.numbers, "CenterOfRotationPoint": [0, 0, 0]}
+    def __init__(self, *numbers): self.numbers = numbers
+    def GetParameterMap(self, k):
+        return {"TransformParameters": self.numbers[k], "CenterOfRotationPoint": [0, 0, 0]}
 
 
 def image_from_array(data): return Image(data)
@@ -109,23 +117,25 @@ def image_from_array(data): return Image(data)
 def elastix_registration_method(fixed, moving, parameter_object, number_of_threads, log_to_console, **masks):
     print("chatter", flush=True)
     os.write(1, b"of C++\\n")
-    if fixed.data.max() == 7:
+    what, maps = fixed.data.max(), parameter_object.maps
+    if what == 7 or what == 6 and len(maps) == 2:
         raise RuntimeError("too few samples")
-    if fixed.data.max() == 8:
+    if what == 8:
         os.write(2, b"Segmentation fault")
         os.kill(os.getpid(), 9)
     mask = masks["fixed_mask"].data.sum() if masks else -1
-    settings = parameter_object.settings
-    first = [*fixed.data.shape, fixed.data[3, 2, 1], moving.data[3, 2, 1], mask]
-    return None, Result([*first, *moving.origin, settings["levels"], float(settings["RandomSeed"][0]), 0])
+    first = [*fixed.data.shape, fixed.data[3, 2, 1], moving.data[3, 2, 1], mask, *moving.origin]
+    first += [maps[0]["levels"], float(maps[0]["RandomSeed"][0]), float(maps[-1]["SampleGridSpacing"][0])] \
+        if len(maps) == 2 else [0, 0, 0]
+    return None, Result(first, [2, 0, 0, 0, 2, 0, 0, 0, 2, 0, 0, 1])
 """
 
 
 @pytest.fixture
 def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """`elastix_program` with an ITK that is ours."""
+    """`elastix_worker` with an ITK that is ours."""
     (tmp_path / "itk.py").write_text(STAND_IN, encoding="utf-8")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(elastix, "installed", lambda: True)
     elastix.stop()
     yield tmp_path
@@ -133,59 +143,151 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def pid() -> int:
-    assert elastix._program is not None
-    return elastix._program.process.pid
+    assert elastix._worker is not None
+    return elastix._worker.process.pid
 
 
-def images(value: float = 1.0) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def ask(value: float = 1.0, masked: bool = True) -> np.ndarray:
+    """The numbers that the stand-in answers: what it was given."""
     fixed = np.full((4, 5, 6), value)
     moving = np.arange(120.0).reshape(4, 5, 6)
     affine = np.diag([2.0, 2.0, 2.0, 1.0])
     affine[:3, 3] = 10, 20, 30
-    return fixed, moving, moving > 50, affine
+    found, polished = elastix._ask_worker(fixed, moving, moving > 50 if masked else None, affine)
+    then = np.diag([2.0, 2.0, 2.0, 1.0])
+    then[2, 3] = 1  # what the stand-in's second map does
+    np.testing.assert_array_equal(polished, found if value == 6 else then @ found)
+    return np.hstack([found[:3, :3].ravel(), found[:3, 3]])
 
 
-def test_the_program_gets_what_it_was_sent(stand_in: Path) -> None:
-    fixed, moving, mask, affine = images()
-    found = elastix._by_program(fixed, moving, mask, affine)
-    expected = [6, 5, 4, 1, moving[1, 2, 3], mask.sum(), 10, 20, 30, len(elastix.SCHEDULE), 1, 0]
-    np.testing.assert_array_equal(np.hstack([found[:3, :3].ravel(), found[:3, 3]]), expected)
+def test_the_worker_gets_what_it_was_sent(stand_in: Path) -> None:
+    expected = [6, 5, 4, 1, 45, 69, 10, 20, 30, 3, 1, 1]  # 45: its [1, 2, 3]; 69 numbers are above 50
+    np.testing.assert_array_equal(ask(), expected)
     first = pid()
-    found = elastix._by_program(fixed, moving, None, affine)
-    assert found[1, 2] == -1 and pid() == first
+    np.testing.assert_array_equal(ask(masked=False), [6, 5, 4, 1, 45, -1, 10, 20, 30, 3, 1, 2])
+    assert pid() == first
 
 
 def test_what_elastix_fails_at_is_said_and_the_process_kept(stand_in: Path) -> None:
-    elastix._by_program(*images())
+    ask()
     first = pid()
     with pytest.raises(RuntimeError, match="too few samples"):
-        elastix._by_program(*images(7))
-    elastix._by_program(*images())
+        ask(7)
+    assert ask(6)[0] == 6  # the descent fails: the search alone
     assert pid() == first
 
 
 def test_a_process_that_dies_is_said_and_the_next_pair_gets_another(stand_in: Path) -> None:
-    with pytest.raises(RuntimeError, match="its process ended: .*Segmentation fault"):
-        elastix._by_program(*images(8))
-    assert elastix._program is None
-    assert elastix._by_program(*images())[0, 0] == 6
-    os.kill(pid(), signal.SIGKILL)  # while it waits
-    with pytest.raises(RuntimeError, match="its process ended"):
-        elastix._by_program(*images())
-    assert elastix._by_program(*images())[0, 0] == 6
+    ask()
+    with pytest.raises(elastix.WorkerDied, match="signal 9 .*: chatter of C.. Segmentation fault$"):
+        ask(8)
+    assert elastix._worker is None
+    ask()
+    first = pid()
+    os.kill(first, signal.SIGKILL)  # while it waits, as a system short of memory would
+    assert ask()[0] == 6 and pid() != first
 
 
 def test_an_itk_that_cannot_be_loaded_is_said(stand_in: Path) -> None:
     (stand_in / "itk.py").write_text("raise ImportError('libGL.so.1: no such file')", encoding="utf-8")
-    with pytest.raises(RuntimeError, match="libGL.so.1"):
-        elastix._by_program(*images())
+    with pytest.raises(elastix.WorkerDied, match="exit status 1: .*libGL.so.1"):
+        ask()
+
+
+def test_what_others_print_is_not_taken_for_an_answer(stand_in: Path) -> None:
+    (stand_in / "sitecustomize.py").write_text(
+        "print('welcome to the cluster', flush=True)", encoding="utf-8"
+    )
+    assert ask()[0] == 6
+
+
+@pytest.mark.parametrize("program", ["", None, "/no/such/python"])
+def test_a_python_that_cannot_be_started_is_said(
+    stand_in: Path, monkeypatch: pytest.MonkeyPatch, program: str | None
+) -> None:
+    monkeypatch.setattr(sys, "executable", program)
+    elastix.start()  # only a head start: nothing is said yet
+    with pytest.raises(elastix.WorkerDied, match="cannot be started"):
+        ask()
+
+
+def test_an_interrupt_leaves_no_process(stand_in: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ask()
+    child = pid()
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(elastix.Worker, "ask", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        ask()
+    assert elastix._worker is None and not is_alive(child)
+
+
+def test_a_descent_into_another_valley_is_not_followed() -> None:
+    corners = np.array([[0.0, 0, 0], [200, 0, 0], [0, 200, 200]])
+    found = np.eye(4)
+    near, far = translation((0, 0, 0), (0, 3.9, 0)), np.diag([1.0, 1.0, 1.03, 1.0])  # 6 mm at 200
+    assert elastix._nearest(found, near, corners) is near
+    assert elastix._nearest(found, far, corners) is found
+    assert elastix._nearest(found, np.full((4, 4), np.nan), corners) is found
+
+
+def subjects(root: Path) -> Path:
+    for name, strength in (("c0", 0.0), ("c1", 1.0)):
+        ct, lungs, _ = subject(random_pull(1, strength))
+        write_volume(root / "images" / f"{name}.nii.gz", ct)
+        write_volume(root / "lungs" / f"{name}.nii.gz", lungs)
+    rows = [f"{name},images/{name}.nii.gz,lungs/{name}.nii.gz" for name in ("c0", "c1")]
+    (root / "cases.csv").write_text("\n".join(["case,image,lungs", *rows]) + "\n", encoding="utf-8")
+    return root
+
+
+def test_a_cohort_leaves_no_process_behind(stand_in: Path, caplog: pytest.LogCaptureFixture) -> None:
+    subjects(stand_in)
+    cohort = read_cohort(
+        stand_in, shape=(24, 16, 24), spacing_mm=16.0, alignment="elastix", reference="c0", progress=False
+    )
+    assert "c1: elastix failed (implausible" in caplog.text  # it was asked
+    assert cohort.case("c1").alignment == "moments" and elastix._worker is None
+
+
+def test_a_cohort_does_not_keep_what_a_dead_process_left_undone(stand_in: Path) -> None:
+    subjects(stand_in)
+    (stand_in / "itk.py").write_text("raise ImportError('libGL')", encoding="utf-8")
+    with pytest.raises(InputError, match="c1: elastix: its process ended, .*libGL.*'moments'"):
+        read_cohort(
+            stand_in, shape=(24, 16, 24), spacing_mm=16.0, alignment="elastix", reference="c0", progress=False
+        )
+
+
+def test_the_command_has_no_process_beside_it_when_it_writes(
+    stand_in: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scans = [str(subjects(stand_in) / "images" / f"c{i}.nii.gz") for i in range(2)]
+    masks = [str(stand_in / "lungs" / f"c{i}.nii.gz") for i in range(2)]
+    seen = {}
+    say = Clock.say
+
+    def watched(clock: Clock, doing: str) -> None:
+        seen[doing.split(",")[0]] = elastix._worker is not None
+        say(clock, doing)
+
+    monkeypatch.setattr(Clock, "say", watched)
+    output = stand_in / "out"
+    words = ["register", *scans, "--output", str(output), "--fixed-mask", masks[0], "--moving-mask", masks[1]]
+    main([*words, "--model", "none", "--affine", "elastix", "--quiet"])
+    assert seen.pop("fixed scan and its lungs") and seen.pop("moving scan and its lungs")
+    assert seen.pop("affine alignment") and not any(seen.values())
+    notes = json.loads((output / "report.json").read_text(encoding="utf-8"))["notes"]
+    assert any("elastix failed (implausible" in note for note in notes)
 
 
 @pytest.mark.parametrize("end", ["pass", "os._exit(3)", "os.kill(os.getpid(), 9)", "raise SystemExit(2)"])
 def test_the_process_ends_with_its_parent(stand_in: Path, end: str) -> None:
     program = (
         "import os\nfrom lmreg_jax import elastix\nelastix.installed = lambda: True\nelastix.start()\n"
-        f"print(elastix._program.process.pid, flush=True)\n{end}"
+        f"print(elastix._worker.process.pid, flush=True)\n{end}"
     )
     root = str(Path(__file__).parents[1])
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([root, str(stand_in)])}
@@ -198,6 +300,8 @@ def test_the_process_ends_with_its_parent(stand_in: Path, end: str) -> None:
 
 
 def is_alive(process: int) -> bool:
+    if not Path("/proc/self/stat").exists():
+        pytest.skip("needs /proc")
     try:
         status = Path(f"/proc/{process}/stat").read_text(encoding="utf-8")
     except FileNotFoundError:

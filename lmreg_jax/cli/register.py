@@ -98,6 +98,12 @@ def run(args: argparse.Namespace) -> None:
             "no model: affine alignment only (--model DIR for a network, --refine N to deform)",
             file=sys.stderr,
         )
+
+    def say(doing: str) -> None:
+        if doing != "affine alignment":
+            elastix.stop()  # it holds as much memory as all that follows
+        clock.say(doing)
+
     fixed, moving, landmarks = _read(args, clock)
     with new_folder(args.output, force=args.force) as folder:
         from lmreg_jax.pair_registration import register_sides
@@ -109,7 +115,7 @@ def run(args: argparse.Namespace) -> None:
             refine=args.refine,
             refine_around=args.refine_around,
             affine=args.affine,
-            say=clock.say,
+            say=say,
             progress=clock.progress,
         )
         numbers = write_results(
@@ -121,7 +127,7 @@ def run(args: argparse.Namespace) -> None:
             model=model,
             landmarks=landmarks,
             seconds=clock.seconds,
-            say=clock.say,
+            say=say,
         )
     _tell(args.output, numbers, clock)
 

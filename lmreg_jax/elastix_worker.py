@@ -1,7 +1,8 @@
-"""The program that `elastix` runs: affine registrations by itk-elastix, asked for on standard input.
+"""The process that `elastix` runs: affine registrations by itk-elastix, asked for on standard input.
 
-A job is a line of JSON and the voxels of the images, the answer a line of JSON: {"matrix": [4, 4]} or
-{"error": text}. It ends with its input. Nothing but NumPy and ITK is imported.
+A job is a line of JSON and the voxels of the images; the answer a line, "answer:" and JSON: {"matrices":
+the affine [4, 4] after each of the job's parameter maps, up to the last that did not fail} or {"error":
+text}. It ends with its input. Nothing but NumPy and ITK is imported.
 """
 
 from __future__ import annotations
@@ -31,18 +32,22 @@ def main() -> None:
         job = json.loads(line)
         images = [_read(sys.stdin.buffer, job["shape"], np.dtype("<f4")) for _ in range(2)]
         mask = _read(sys.stdin.buffer, job["shape"], np.dtype(np.uint8)) if job["masked"] else None
-        try:
-            answer = {"matrix": register(itk, images[0], images[1], mask, job).tolist()}
-        except RuntimeError as error:
-            answer = {"error": str(error)}
-        answers.write(json.dumps(answer).encode() + b"\n")
+        answer: dict[str, Any] = {"error": "no parameter maps"}
+        for count in range(len(job["maps"]), 0, -1):  # without the last ones where these fail
+            try:
+                found = register(itk, images[0], images[1], mask, job | {"maps": job["maps"][:count]})
+                answer = {"matrices": [matrix.tolist() for matrix in found]}
+                break
+            except RuntimeError as error:
+                answer = {"error": str(error)}
+        answers.write(b"answer:" + json.dumps(answer).encode() + b"\n")
         answers.flush()
 
 
 def register(
     itk: Any, fixed: NDArray[Any], moving: NDArray[Any], mask: NDArray[Any] | None, job: Mapping[str, Any]
-) -> NDArray[Any]:
-    """The affine that elastix finds between two images on one grid, fixed mm -> moving mm, [4, 4].
+) -> list[NDArray[Any]]:
+    """The affines, fixed mm -> moving mm, that elastix has found after each parameter map.
 
     ITK calls its space LPS, but never looks: told the grid's RAS origin and spacing and identity
     directions, it works in RAS, and no sign has to be changed on the way in or out.
@@ -55,9 +60,10 @@ def register(
         return out
 
     parameters = itk.ParameterObject.New()
-    settings = parameters.GetDefaultParameterMap("affine", job["levels"])
-    settings.update(job["settings"])
-    parameters.AddParameterMap(settings)
+    for settings in job["maps"]:
+        one = parameters.GetDefaultParameterMap("affine", int(settings["NumberOfResolutions"][0]))
+        one.update(settings)
+        parameters.AddParameterMap(one)
     masks = {} if mask is None else {"fixed_mask": image(mask)}
     _, result = itk.elastix_registration_method(
         image(fixed),
@@ -67,13 +73,20 @@ def register(
         log_to_console=False,
         **masks,
     )
-    found = result.GetParameterMap(0)
+    out = [np.eye(4)]
+    for k in range(len(job["maps"])):
+        out.append(_matrix(result.GetParameterMap(k)) @ out[-1])
+    return out[1:]
+
+
+def _matrix(found: Mapping[str, Any]) -> NDArray[Any]:
+    """elastix' parameters of an affine as [4, 4]: T(x) = A (x - c) + c + t."""
     values = np.array(found["TransformParameters"], np.float64)
     centre = np.array(found["CenterOfRotationPoint"], np.float64)
     linear, shift = values[:9].reshape(3, 3), values[9:]
     out = np.eye(4)
     out[:3, :3] = linear
-    out[:3, 3] = shift + centre - linear @ centre  # T(x) = A (x - c) + c + t
+    out[:3, 3] = shift + centre - linear @ centre
     return out
 
 
