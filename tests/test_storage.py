@@ -68,7 +68,7 @@ def test_the_storage_does_not_move_the_body(
 
 @pytest.mark.skipif(not elastix.installed(), reason="needs the extra lmreg_jax[elastix]")
 def test_elastix_moves_the_body_hardly_more(tmp_path: Path, points: np.ndarray) -> None:
-    """Its optimum is flat, and is left within 0.13 mm (largest) of where the plain storage has it."""
+    """Its optimum is flat, and found to 0.02 mm all the same."""
 
     def moved(name: str, fixed: Any, moving: Any) -> np.ndarray:
         files = (
@@ -83,7 +83,7 @@ def test_elastix_moves_the_body_hardly_more(tmp_path: Path, points: np.ndarray) 
         return apply_affine(found.pull, points)
 
     expected = moved("plain", (PLAIN, "RAS"), (PLAIN, "RAS"))
-    for name in ("other orientations", "other voxels", "oblique"):
+    for name in CASES:
         fixed, moving, *_ = CASES[name]
         difference = np.linalg.norm(moved(name.replace(" ", "_"), fixed, moving) - expected, axis=1)
-        assert difference.max() < (1e-6 if name == "other orientations" else 0.2), name
+        assert difference.max() < (1e-6 if name == "other orientations" else 0.05), name
