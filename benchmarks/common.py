@@ -7,7 +7,9 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+import tempfile
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from lmreg_jax.volumes import replacing
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path("benchmarks/results")
+EVERY_S = 0.1  # looks at the memory of processes
 
 
 def environment(module: str, packages: Iterable[str] = ("jax", "jaxlib")) -> dict[str, Any]:
@@ -71,6 +74,28 @@ def answer_of(module: str, *words: str) -> dict[str, Any]:
 def peak_mb() -> float:
     """Peak memory of this process. Not `ru_maxrss`: that of the program that started it counts there."""
     return _status_mb("self", "VmHWM")
+
+
+def watched(command: Sequence[str], environment: Mapping[str, str] | None = None) -> tuple[str, float, float]:
+    """Runs a command: what it printed, its seconds, and the most MB that all its processes held at once.
+
+    Ends the program, with what the command said, where it fails.
+    """
+    most, begin = 0.0, time.time()
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as out, tempfile.TemporaryFile("w+b") as errors:
+        process = subprocess.Popen(command, env=environment, stdout=out, stderr=errors)
+        try:
+            while process.poll() is None:
+                most = max(most, tree_mb(process.pid))
+                time.sleep(EVERY_S)
+        finally:
+            process.kill()
+        seconds = time.time() - begin
+        out.seek(0)
+        errors.seek(0)
+        if process.returncode:
+            raise SystemExit(f"{' '.join(command)}: {errors.read().decode(errors='replace')}")
+        return out.read(), seconds, most
 
 
 def tree_mb(process: int) -> float:

@@ -13,10 +13,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import os
-import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -30,16 +27,13 @@ HEADS = (
 
 
 def register(fixed: str, moving: str, folder: Path, refine: int) -> dict[str, Any]:
-    """The report of one pair, with "wall_s" and "peak_mb" of its process."""
+    """The report of one pair, with "wall_s" and "peak_mb" of its processes."""
     file = folder / "process.json"
     if not file.exists():
         words = [fixed, moving, "--output", str(folder), "--refine", str(refine), "--force", "--quiet"]
-        start = time.perf_counter()
-        process = subprocess.Popen([sys.executable, "-m", "lmreg_jax.cli.main", "register", *words])
-        _, status, usage = os.wait4(process.pid, 0)
-        if status:
-            raise SystemExit(f"{fixed}, {moving}: ended with status {status}")
-        own = {"wall_s": time.perf_counter() - start, "peak_mb": usage.ru_maxrss / 1024}
+        command = [sys.executable, "-m", "lmreg_jax.cli.main", "register", *words]
+        _, seconds, most = common.watched(command)
+        own = {"wall_s": seconds, "peak_mb": most}
         file.write_text(json.dumps(own), encoding="utf-8")
     report: dict[str, Any] = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     return report | json.loads(file.read_text(encoding="utf-8"))
@@ -87,7 +81,7 @@ def main() -> None:
         f" {where['processor']}, {where['cores']} cores, {versions}; commit {where['commit']}, load"
         f" {where['load_at_start']:.1f} at the end. Lungs segmented by the program, Dice in the common"
         " field of view; J: Jacobian determinant, sd of its log in the lungs; inverse: |T^-1(T(x)) - x| in"
-        " the lungs. Time and memory are the whole process's, start-up included.",
+        " the lungs. Time and memory are of the whole command, start-up and elastix' process included.",
         "",
         f"| {' | '.join(HEADS)} |",
         "| --- | --- |" + " ---: |" * (len(HEADS) - 2),

@@ -36,7 +36,6 @@ STAGES = {  # What the command says when it begins something, and the stage that
     "jacobian and uncertainty": "export",
     "report": "export",
 }
-EVERY_S = 0.1  # looks at the memory of all processes together
 STARTS = ("first start", "second start", "nothing kept")
 IMPORTS = {
     "import jax": "import jax",
@@ -104,21 +103,8 @@ def start(words: Sequence[str], cache: str) -> dict[str, Any]:
     environment = os.environ | {"BENCHMARK_START": repr(begin), "LMREG_COMPILATION_CACHE": cache}
     environment.pop("JAX_COMPILATION_CACHE_DIR", None)
     command = [sys.executable, "-m", "benchmarks.register_stages", "--worker", *words]
-    most = 0.0
-    with (
-        tempfile.TemporaryFile("w+", encoding="utf-8") as out,
-        tempfile.TemporaryFile("w+", encoding="utf-8") as err,
-    ):
-        process = subprocess.Popen(command, env=environment, stdout=out, stderr=err)
-        while process.poll() is None:
-            most = max(most, common.tree_mb(process.pid))
-            time.sleep(EVERY_S)
-        wall = time.time() - begin
-        out.seek(0)
-        err.seek(0)
-        if process.returncode:
-            raise SystemExit(err.read())
-        answer: dict[str, Any] = json.loads(out.read().splitlines()[-1])
+    printed, wall, most = common.watched(command, environment)
+    answer: dict[str, Any] = json.loads(printed.splitlines()[-1])
     return answer | {"wall": wall, "all_mb": max(most, answer["peak_mb"])}
 
 
