@@ -227,6 +227,7 @@ def test_an_interrupt_leaves_no_process(stand_in: Path, monkeypatch: pytest.Monk
 def test_a_descent_that_went_astray_leaves_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
     fixed, moving, _, _ = blobs_and_known_affine()
     mask = Volume((fixed.data > 0.5).astype(np.uint8), fixed.affine)
+    monkeypatch.setattr(elastix, "installed", lambda: True)
     good, better = translation((0, 0, 0), (1, 0, 0)), translation((0, 0, 0), (1, 1, 0))
     for bad in (translation((0, 0, 0), (60, 0, 0)), np.diag([3.0, 1.0, 1.0, 1.0]), np.full((4, 4), np.nan)):
         monkeypatch.setattr(elastix, "_ask_worker", lambda *_, bad=bad: [good, bad])
