@@ -17,14 +17,16 @@ from lmreg_jax.volumes import Volume, apply_affine
 from tests.analytic_thorax import shipped_model, stored, thorax
 
 pytestmark = pytest.mark.slow
+needs_elastix = pytest.mark.skipif(not elastix.installed(), reason="needs the extra lmreg_jax[elastix]")
 
 PLAIN = ((0.0, 0.0, 0.0), (2.0, 2.0, 2.0))
 
 
-def registered(fixed: Path, moving: Path, points: np.ndarray) -> np.ndarray:
+def registered(fixed: Path, moving: Path, points: np.ndarray, affine: str) -> np.ndarray:
     """Where the points of the fixed scan go, RAS mm."""
     sides = read_side(fixed), read_side(moving)
-    found = pair_registration.register_sides(*sides, shipped_model(), affine="moments")
+    found = pair_registration.register_sides(*sides, shipped_model(), affine=affine)
+    assert found.affine.method == affine
     return transform_points(found.forward, points)
 
 
@@ -35,12 +37,16 @@ def points() -> np.ndarray:
     return random[thorax(random, 0) > -950]
 
 
-@pytest.fixture(scope="module")
-def expected(tmp_path_factory: pytest.TempPathFactory, points: np.ndarray) -> np.ndarray:
+@pytest.fixture(scope="module", params=["moments", pytest.param("elastix", marks=needs_elastix)])
+def expected(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, points: np.ndarray
+) -> tuple[str, np.ndarray]:
+    """The affine step, and where the points go from the plain storage."""
     folder = tmp_path_factory.mktemp("plain")
-    there = registered(stored(folder / "f.nii.gz", 0, PLAIN), stored(folder / "m.nii.gz", 1, PLAIN), points)
+    files = stored(folder / "f.nii.gz", 0, PLAIN), stored(folder / "m.nii.gz", 1, PLAIN)
+    there = registered(*files, points, request.param)
     assert np.linalg.norm(there - points, axis=1).mean() > 5  # There is something to find.
-    return there
+    return request.param, there
 
 
 # 95th percentile and largest difference, mm. The same voxels in another order give the same. Other
@@ -55,18 +61,19 @@ CASES = {
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_storage_does_not_move_the_body(
-    name: str, tmp_path: Path, points: np.ndarray, expected: np.ndarray
+    name: str, tmp_path: Path, points: np.ndarray, expected: tuple[str, np.ndarray]
 ) -> None:
     fixed, moving, usual, largest = CASES[name]
+    affine, plain = expected
     there = registered(
-        stored(tmp_path / "f.nii.gz", 0, *fixed), stored(tmp_path / "m.nii.gz", 1, *moving), points
+        stored(tmp_path / "f.nii.gz", 0, *fixed), stored(tmp_path / "m.nii.gz", 1, *moving), points, affine
     )
-    difference = np.linalg.norm(there - expected, axis=1)
+    difference = np.linalg.norm(there - plain, axis=1)
     assert np.percentile(difference, 95) < usual, difference.max()
     assert difference.max() < largest
 
 
-@pytest.mark.skipif(not elastix.installed(), reason="needs the extra lmreg_jax[elastix]")
+@needs_elastix
 def test_elastix_moves_the_body_hardly_more(tmp_path: Path, points: np.ndarray) -> None:
     """Its optimum is flat, and found to 0.02 mm all the same."""
 
