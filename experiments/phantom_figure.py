@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 from lmreg_jax.errors import exits_cleanly
 from lmreg_jax.lung_segmentation import segment_lungs
 from lmreg_jax.phantom import thorax
-from lmreg_jax.volumes import Volume, read_volume, resample, spacing
+from lmreg_jax.resampling import resample
+from lmreg_jax.volumes import Volume, read_volume, spacing
 
 GRID_MM = 2.0
 SHAPE = (160, 112, 208)

@@ -16,7 +16,8 @@ from lmreg_jax.cohort_lungs import Lungs
 from lmreg_jax.cohort_options import Options
 from lmreg_jax.cohort_table import Row
 from lmreg_jax.errors import InputError
-from lmreg_jax.volumes import Volume, apply_affine, inside, read_volume, resample
+from lmreg_jax.resampling import inside, resample
+from lmreg_jax.volumes import Volume, apply_affine, read_volume
 
 log = logging.getLogger(__name__)
 

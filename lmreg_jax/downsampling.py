@@ -1,6 +1,6 @@
 """A scan on a much coarser grid, smoothed along that grid's axes instead of the scan's own.
 
-`volumes.resample` smooths on the scan's grid, along its axes. The same body stored on turned axes is
+`resampling.resample` smooths on the scan's grid, along its axes. The same body stored on turned axes is
 then seen through a turned filter, and a network that looks at 7 mm moves it by 0.07 mm otherwise.
 """
 
@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from lmreg_jax.volumes import FWHM, Volume, inside, resample, spacing
+from lmreg_jax.resampling import FWHM, inside, resample
+from lmreg_jax.volumes import Volume, spacing
 
 Array = NDArray[Any]
 
@@ -24,7 +25,7 @@ REACH = 2  # coarse voxels around the grid that the filter sees: 4.7 of its sigm
 def downsample(
     volume: Volume, shape: Sequence[int], affine: Array, *, fill: float, pull: Array | None = None
 ) -> Array:
-    """The volume on a coarser grid, [*shape] float32: `volumes.resample`, its filter in the grid's frame.
+    """The volume on a coarser grid, [*shape] float32: `resampling.resample`, its filter in the grid's frame.
 
     Read on a grid of about FINE_MM (the coarse one with a whole number of voxels to one), smoothed
     there by a Gaussian to the width that the coarse voxels ask for, every so many voxels taken. In fine

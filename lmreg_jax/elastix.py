@@ -26,7 +26,8 @@ from scipy import ndimage
 
 from lmreg_jax.downsampling import downsample
 from lmreg_jax.errors import InputError
-from lmreg_jax.volumes import Volume, apply_affine, inside, resample
+from lmreg_jax.resampling import inside, resample
+from lmreg_jax.volumes import Volume, apply_affine
 
 Array = NDArray[Any]
 
@@ -91,9 +92,12 @@ def align(
 ) -> Array:
     """Fixed RAS mm -> moving RAS mm, [4, 4]: elastix's affine (mutual information) after `initial`.
 
-    Images in [0, 1]; the masks tell where to look, widened by the chest wall. Deterministic.
-    Raises RuntimeError where elastix fails or returns what no two people can differ by, InputError
-    where itk-elastix is not installed.
+    fixed, moving: [X, Y, Z], each on its own grid, in [0, 1]; the masks, on any grids, tell where to look,
+    widened by the chest wall. initial [4, 4]: fixed RAS mm -> moving RAS mm. Deterministic.
+    Raises RuntimeError where elastix fails or returns what no two people can differ by, WorkerDied (one,
+    too) where its process ends, InputError where itk-elastix is not installed.
+    Klein et al., elastix: a toolbox for intensity-based medical image registration, IEEE TMI 29, 2010;
+    mutual information by Mattes et al., IEEE TMI 22, 2003.
     """
     if not installed():
         raise InputError("itk-elastix is not installed (pip install itk-elastix)")

@@ -14,7 +14,8 @@ from scipy import ndimage
 
 from lmreg_jax.errors import InputError
 from lmreg_jax.lung_report import LEFT, RIGHT
-from lmreg_jax.volumes import Volume, apply_affine, resample, spacing
+from lmreg_jax.resampling import resample
+from lmreg_jax.volumes import Volume, apply_affine, spacing
 
 Array = NDArray[Any]
 

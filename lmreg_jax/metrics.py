@@ -1,4 +1,4 @@
-"""How well two images were registered: landmark error, overlap, regularity. float64 NumPy only.
+"""How well two images were registered: landmark error, overlap, regularity. NumPy only, sums in float64.
 
 Conventions: arrays [X, Y, Z], voxel centres at integer indices; `displacement` [X, Y, Z, 3] is in
 voxels and points from the fixed grid into the moving image, so that a fixed landmark p goes to

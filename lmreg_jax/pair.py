@@ -26,8 +26,9 @@ from lmreg_jax.lung_report import cut_off
 from lmreg_jax.objective import Objective, field_stride
 from lmreg_jax.posterior import Posterior, draw
 from lmreg_jax.reference_lungs import ReferenceLungs
+from lmreg_jax.resampling import inside
 from lmreg_jax.transforms import Transform, affine_transform, transform_points
-from lmreg_jax.volumes import Volume, inside
+from lmreg_jax.volumes import Volume
 
 Array = NDArray[Any]
 

@@ -17,7 +17,8 @@ from lmreg_jax.cohort_lungs import cropped
 from lmreg_jax.errors import InputError
 from lmreg_jax.lung_report import cut_off
 from lmreg_jax.preprocess import bounding_box_mm
-from lmreg_jax.volumes import Volume, apply_affine, resample, spacing
+from lmreg_jax.resampling import resample
+from lmreg_jax.volumes import Volume, apply_affine, spacing
 
 log = logging.getLogger(__name__)
 

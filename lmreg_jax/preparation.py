@@ -29,9 +29,10 @@ from lmreg_jax.lung_report import cut_off
 from lmreg_jax.pair_affine import Affine, align_pair
 from lmreg_jax.pair_input import Side, read_side
 from lmreg_jax.pair_registration import WINDOW
+from lmreg_jax.resampling import resample, smoothing
 from lmreg_jax.transform_files import write_itk
 from lmreg_jax.transforms import affine_transform
-from lmreg_jax.volumes import Volume, resample, smoothing, write_volume
+from lmreg_jax.volumes import Volume, write_volume
 
 Array = NDArray[Any]
 Say = Callable[[str], None]

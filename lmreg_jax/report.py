@@ -19,6 +19,7 @@ from lmreg_jax.pair import Frame
 from lmreg_jax.pair_input import Side
 from lmreg_jax.pair_measures import uncertainty_on
 from lmreg_jax.pair_registration import Registered
+from lmreg_jax.resampling import resample
 from lmreg_jax.transforms import (
     Transform,
     affine_transform,
@@ -27,7 +28,7 @@ from lmreg_jax.transforms import (
     warp_image,
     warp_labels,
 )
-from lmreg_jax.volumes import Volume, apply_affine, resample
+from lmreg_jax.volumes import Volume, apply_affine
 
 Array = NDArray[Any]
 

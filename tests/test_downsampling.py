@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from lmreg_jax.downsampling import downsample
-from lmreg_jax.volumes import FWHM, Volume, inside
+from lmreg_jax.resampling import FWHM, inside
+from lmreg_jax.volumes import Volume
 from tests.spaces import rotation
 
 SHAPE, EDGES = (7, 6, 8), (8.0, 6.0, 7.0)

@@ -14,8 +14,9 @@ from lmreg_jax.cohort import Cohort, images_of_pair, read_cohort
 from lmreg_jax.errors import InputError
 from lmreg_jax.pair_input import Side, read_side
 from lmreg_jax.preprocess import fill_missing
+from lmreg_jax.resampling import inside, resample
 from lmreg_jax.transforms import transform_points
-from lmreg_jax.volumes import Volume, apply_affine, inside, resample, write_volume
+from lmreg_jax.volumes import Volume, apply_affine, write_volume
 from tests.analytic_thorax import shipped_model, stored
 
 SHAPE = (20, 16, 24)

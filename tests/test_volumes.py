@@ -13,12 +13,12 @@ import pytest
 
 from lmreg_jax import nifti_stream
 from lmreg_jax.errors import InputError
+from lmreg_jax.resampling import resample
 from lmreg_jax.volumes import (
     Volume,
     apply_affine,
     read_points,
     read_volume,
-    resample,
     spacing,
     write_points,
     write_volume,
