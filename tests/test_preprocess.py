@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.spatial import KDTree
 
 from lmreg_jax import alignment
 from lmreg_jax.errors import InputError
+from lmreg_jax.lung_segmentation import _dilated, _eroded
 from lmreg_jax.preprocess import (
     cut_off,
     looks_like_ct,
@@ -133,6 +135,21 @@ def test_joined_lungs_are_parted_and_gas_and_air_are_left_out():
     for label in (1, 2):
         assert dice(got.data == label, lungs.data == label) > 0.95
     assert not got.data[38:42, 28:32, 3:5].any()
+
+
+@pytest.mark.parametrize(
+    ("edges", "radius"),
+    [((2.0, 2.0, 2.0), 3.0), ((1.5, 1.5, 5.0), 3.0), ((2.0, 2.5, 2.0), 8.0), ((4.0,) * 3, 3.0)],
+)
+def test_growing_and_shrinking_are_by_distance(edges, radius):
+    """By a ball at each voxel or by a map of distances; a face of the scan is no background."""
+    mask = np.random.default_rng(0).random((20, 18, 16)) < 0.02
+    mask[0], mask[-1, 9, 8] = True, False
+    at = np.indices(mask.shape).reshape(3, -1).T * edges
+    nearest, _ = KDTree(at[mask.ravel()]).query(at)
+    reached = (nearest <= radius).reshape(mask.shape)
+    np.testing.assert_array_equal(_dilated(mask, np.array(edges), radius), reached)
+    np.testing.assert_array_equal(_eroded(~mask, np.array(edges), radius), ~reached)
 
 
 def test_no_lungs_in_water_or_air():
