@@ -31,10 +31,10 @@ TITLES = {
 }
 
 
-def measure(side: str, item: str, grid: str, batch: int, repeats: int) -> dict[str, Any]:
+def measure(side: str, item: str, grid: str, batch: int, repeats: int, *more: str) -> dict[str, Any]:
     """One process; {"error": ...} where it fails (out of memory, say)."""
     words = [f"--side={side}", f"--item={item}", f"--grid={grid}", f"--batch={batch}"]
-    return common.answer_of("benchmarks.speed_worker", *words, f"--repeats={repeats}")
+    return common.answer_of("benchmarks.speed_worker", *words, f"--repeats={repeats}", *more)
 
 
 def together(answers: list[dict[str, Any]]) -> dict[str, Any]:

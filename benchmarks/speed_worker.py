@@ -39,7 +39,9 @@ def example(grid: tuple[int, ...], batch: int) -> tuple[Batch, np.ndarray, np.nd
     return pairs, velocity, noise
 
 
-def ours(item: str, grid: tuple[int, ...], batch: int) -> tuple[Callable[[], Any], dict[str, float]]:
+def ours(
+    item: str, grid: tuple[int, ...], batch: int, rematerialise: bool = False
+) -> tuple[Callable[[], Any], dict[str, float]]:
     """A call that finishes what it starts, and XLA's cost analysis of it."""
     import functools
 
@@ -66,6 +68,7 @@ def ours(item: str, grid: tuple[int, ...], batch: int) -> tuple[Callable[[], Any
                 apply=network.apply,
                 objective=Objective(image_sigma=SIGMA),
                 optimiser=optimiser,
+                rematerialise=rematerialise,
             ),
             donate_argnums=0,
         )
@@ -176,9 +179,13 @@ def main() -> None:
     parser.add_argument("--grid", required=True)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--rematerialise", action="store_true", help="of our train step")
     given = parser.parse_args()
     grid = tuple(int(n) for n in given.grid.split("x"))
-    call, extra = (ours if given.side == "ours" else theirs)(given.item, grid, given.batch)
+    if given.side == "ours":
+        call, extra = ours(given.item, grid, given.batch, given.rematerialise)
+    else:
+        call, extra = theirs(given.item, grid, given.batch)
     start = time.perf_counter()
     call()
     first = time.perf_counter() - start + extra.get("compile", 0.0)

@@ -15,21 +15,26 @@ from benchmarks import common
 from benchmarks.speed import measure
 
 HEADS = (
-    *("grid", "batch", "peak (MB)", "PyTorch peak (MB)", "working memory (MB)", "state (MB)"),
-    *("of it donated (MB)", "batch's arrays (MB)", "step (s)"),
+    *("grid", "batch", "peak (MB)", "PyTorch peak (MB)", "working memory (MB)", "step (s)"),
+    *("rematerialised: peak (MB)", "working memory (MB)", "step (s)"),
+    *("state (MB)", "of it donated (MB)", "batch's arrays (MB)"),
 )
+KINDS = {"ours": ("ours",), "rematerialised": ("ours", "--rematerialise"), "theirs": ("theirs",)}
 
 
 def cells(row: dict[str, Any]) -> list[str]:
     """One line of the table; of a process that failed, its last words."""
-    ours, theirs = row["ours"], row["theirs"]
+    ours, again, theirs = (row[kind] for kind in KINDS)
     name = [row["grid"], str(row["batch"])]
-    if "error" in ours:
-        return [*name, ours["error"], *[""] * (len(HEADS) - 3)]
+    for failed in (ours, again):
+        if "error" in failed:
+            return [*name, failed["error"], *[""] * (len(HEADS) - 3)]
     other = theirs.get("error", f"{theirs['peak_mb']:.0f}" if "peak_mb" in theirs else "")
-    numbers = [f"{ours[k]:.0f}" for k in ("working_mb",)]
-    numbers += [f"{ours[k]:.1f}" for k in ("state_mb", "donated_mb", "batch_mb")]
-    return [*name, f"{ours['peak_mb']:.0f}", other, *numbers, f"{ours['seconds']:.3g}"]
+    numbers = []
+    for kept in (ours, again):
+        numbers += [f"{kept['peak_mb']:.0f}", f"{kept['working_mb']:.0f}", f"{kept['seconds']:.3g}"]
+    shared = [f"{ours[k]:.1f}" for k in ("state_mb", "donated_mb", "batch_mb")]
+    return [*name, numbers[0], other, *numbers[1:], *shared]
 
 
 def markdown(rows: list[dict[str, Any]], where: dict[str, Any]) -> str:
@@ -40,7 +45,9 @@ def markdown(rows: list[dict[str, Any]], where: dict[str, Any]) -> str:
         f"{common.heading(where)} float32; peak memory is the whole process, start-up and compilation"
         " (about 0.7 GB) included. Working memory is what XLA plans beside arguments and results. State:"
         " parameters and Adam's averages; donated: the part that the new state overwrites. The batch is"
-        " not donated: no result has its shape, and the next one is loaded while it is in use.",
+        " not donated: no result has its shape, and the next one is loaded while it is in use."
+        " Rematerialised: `config.train.rematerialise`, the features computed again in the backward pass"
+        " (under jax 0.10 XLA's CPU compiler computes them again too early to spare any memory).",
         "",
         *common.table(HEADS, map(cells, rows)),
     ]
@@ -64,8 +71,10 @@ def main() -> None:
     for grid in given.grids.split(","):
         for batch in map(int, given.batches.split(",")):
             sides = {
-                side: measure(side, "step", grid, batch, given.repeats) if wanted else {}
-                for side, wanted in (("ours", True), ("theirs", given.peer))
+                kind: measure(side, "step", grid, batch, given.repeats, *more)
+                if given.peer or side == "ours"
+                else {}
+                for kind, (side, *more) in KINDS.items()
             }
             rows.append({"grid": grid, "batch": batch, **sides})
             common.write(given.output / given.name, where, rows, markdown(rows, where))

@@ -74,6 +74,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.train.clip_norm = 0.0  # of the whole gradient; 0: off
     config.train.coarse_factor = 2  # the first coarse_steps see images block-averaged by this
     config.train.coarse_steps = 0
+    config.train.rematerialise = False  # compute features again in the backward pass: slower, smaller
     config.train.validate_every = 250  # steps
     config.train.checkpoint_every = 250
     config.train.keep = 2  # latest checkpoints

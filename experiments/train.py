@@ -137,6 +137,7 @@ def story(
             optimiser=optimiser,
             augment=configuration.augment(config, factor),
             passes=config.model.passes,
+            rematerialise=config.train.rematerialise,
         )
         for factor in {1, config.train.coarse_factor}
     }

@@ -74,8 +74,12 @@ NOT_NEGATIVE = (
 REQUIRED = (  # of any type and value
     *("seed", "data.root", "data.cache", "data.cases", "data.test", "data.landmark_names", "data.reference"),
     *("data.allow_outside_root", "init.weights", "train.both_orders", "train.adam_b2"),
+    "train.rematerialise",
 )
-EARLIER = {"inputs": "images", "passes": 1}  # of config.model, in folders of versions without them
+EARLIER: dict[str, dict[str, Any]] = {  # what folders of versions without these values mean
+    "model": {"inputs": "images", "passes": 1},
+    "train": {"rematerialise": False},
+}
 WHOLE = ("data.shape", "model.encoder", "model.decoder", "model.final")
 COUNTS = ("model.passes",)
 
@@ -223,7 +227,8 @@ def read(file: Path) -> ml_collections.ConfigDict:
     """The config in a training's folder; InputError where it is missing or cannot be read."""
     try:
         config = from_json(file.read_text(encoding="utf-8"))
-        config.model.update({n: v for n, v in EARLIER.items() if n not in config.model})
+        for section, values in EARLIER.items():
+            config[section].update({n: v for n, v in values.items() if n not in config[section]})
         return config
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(

@@ -112,10 +112,10 @@ def test_differences_are_named() -> None:
 
 def test_a_folder_of_an_earlier_version_means_what_it_meant(tmp_path: Any) -> None:
     config = lung.get_config()
-    del config.model["passes"], config.model["inputs"]
+    del config.model["passes"], config.model["inputs"], config.train["rematerialise"]
     (tmp_path / configuration.FILE).write_text(configuration.to_json(config), encoding="utf-8")
     found = configuration.read(tmp_path / configuration.FILE)
-    assert (found.model.passes, found.model.inputs) == (1, "images")
+    assert (found.model.passes, found.model.inputs, found.train.rematerialise) == (1, "images", False)
 
 
 def test_a_missing_config_file_says_what_is_needed(tmp_path: Any) -> None:

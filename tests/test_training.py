@@ -227,6 +227,25 @@ def test_the_step_gives_its_state_s_memory_to_the_next(
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(given))
 
 
+def test_features_computed_again_give_the_same_step(state: TrainState, batch: Batch) -> None:
+    """Through several passes, of which the last is the one that is differentiated."""
+    steps = [
+        training.train_step(
+            state,
+            batch,
+            KEY,
+            apply=MODEL.apply,
+            optimiser=OPTIMISER,
+            objective=OBJECTIVE,
+            passes=3,
+            rematerialise=again,
+        )
+        for again in (False, True)
+    ]
+    assert np.linalg.norm(gradient(steps[0][0])) > 0
+    assert numerics.relative(gradient(steps[1][0]), gradient(steps[0][0])) < 1e-6  # float32 sums
+
+
 def test_a_weight_of_zero_is_a_training_without_landmarks(state: TrainState, batch: Batch) -> None:
     """The same gradient, by two ways; the distance is logged all the same."""
     masked, by_mask = step(state, batch._replace(point_mask=jnp.zeros_like(batch.point_mask)), KEY)
