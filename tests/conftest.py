@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 # Read once, when jax starts its CPU backend: so before anything imports jax. The arrays are small
 # and the programs many: without LLVM's optimiser the whole takes half the time.
@@ -27,6 +29,8 @@ os.environ["LMREG_COMPILATION_CACHE"] = "off"
 import jax
 import pytest
 
+from tests import tiny_cohort
+
 
 @pytest.fixture(scope="module", autouse=True)
 def no_programs_left() -> Iterator[None]:
@@ -40,3 +44,15 @@ def float64() -> Iterator[None]:
     """jax computes in float64 inside this test only: closed forms hold to many digits."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture(scope="module")
+def cohort_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny cohort on disk, to read and not to change."""
+    return tiny_cohort.write_cohort(tmp_path_factory.mktemp("cohort"))
+
+
+@pytest.fixture
+def root(cohort_folder: Path, tmp_path: Path) -> Path:
+    """A copy of it, to change."""
+    return shutil.copytree(cohort_folder, tmp_path / "cohort")

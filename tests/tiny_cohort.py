@@ -6,11 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
+from lmreg_jax.cohort import read_cohort
 from lmreg_jax.volumes import Volume, apply_affine, write_points, write_volume
 
 GRID = np.diag([8.0, 8.0, 8.0, 1.0])
 GRID[:3, 3] = (-156.0, -116.0, -140.0)
 SHAPE = (40, 30, 36)
+COHORT_OPTIONS = {"shape": (24, 18, 26), "spacing_mm": 12.0, "alignment": "moments", "progress": False}
 LANDMARKS = {
     "carina": (0.0, -5.0, 40.0),
     "left_tip": (-75.0, 0.0, 80.0),
@@ -61,3 +63,15 @@ def write_cohort(root: Path, splits=("train", "train", "train", "test", "test"))
         lines.append(f"c{i},{split},images/c{i}.nii.gz,lungs/c{i}.nii.gz,landmarks/c{i}.csv")
     (root / "cases.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return root
+
+
+def read(root, **options):
+    """The cohort on a small grid of 12 mm voxels, aligned by moments."""
+    return read_cohort(root, **{**COHORT_OPTIONS, **options})
+
+
+def edit(path, old, new):
+    """Replaces a text in a file that must hold it."""
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new), encoding="utf-8")
