@@ -74,8 +74,8 @@ def _sample_by_blocks(values: Array, positions: Array) -> Array:
     """`sample` of an image by one fetch of the 2 x 2 x 2 voxels around each position.
 
     XLA's CPU compiler makes a loop of each of the 8 corners' fetches and computes the index anew in
-    every one. One fetch of blocks takes 8 ms for 40 with the positions' gradient (4 images of
-    48 x 32 x 64, 2 cores) and a third of the memory. Not so for rows of 3 channels, which gain nothing,
+    every one. One fetch of blocks takes 4 ms for 20 with the positions' gradient (4 images of
+    48 x 32 x 64, 2 cores) and half the memory. Not so for rows of 3 channels, which gain nothing,
     nor on a GPU, where the 8 fetches are one kernel.
     """
     lower = jnp.floor(positions)
@@ -96,9 +96,19 @@ def _sample_by_blocks(values: Array, positions: Array) -> Array:
         slice_sizes=(2, 2, 2),
         mode="promise_in_bounds",
     )
-    along_x = block[..., 0, :, :] + weight[..., 0, None, None] * (block[..., 1, :, :] - block[..., 0, :, :])
-    along_y = along_x[..., 0, :] + weight[..., 1, None] * (along_x[..., 1, :] - along_x[..., 0, :])
-    return along_y[..., 0] + weight[..., 2] * (along_y[..., 1] - along_y[..., 0])
+    # Corner by corner: the gradient of whole blocks has reductions over axes of 2, and takes 27 ms.
+    along_x, along_y, along_z = (weight[..., axis] for axis in range(3))
+
+    def between(first: Array, second: Array, share: Array) -> Array:
+        return first + share * (second - first)
+
+    def edge(y: int, z: int) -> Array:
+        return between(block[..., 0, y, z], block[..., 1, y, z], along_x)
+
+    def face(z: int) -> Array:
+        return between(edge(0, z), edge(1, z), along_y)
+
+    return between(face(0), face(1), along_z)
 
 
 def sample_reference(values: Array, positions: Array) -> Array:
