@@ -92,7 +92,7 @@ def train_step(
     passes: of the network (see `cascade`). Each step teaches one of them, the k-th, k from 1 to
     `passes` by the step's key: so the network learns to go on from wherever it may stand.
     rematerialise: the network's features are not kept for the backward pass but computed again: the
-    same gradients, a third more operations, a third less memory (but not on the CPU under jax 0.10).
+    same gradients, a third more operations, a quarter less memory (but not on the CPU under jax 0.10).
     A step whose loss or gradient is not finite is not applied (`skipped` is 1).
     """
     size = batch.fixed.shape[0]
