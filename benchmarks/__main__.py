@@ -1,4 +1,4 @@
-"""All benchmarks of speed and memory in turn, nothing beside them; an hour on two cores.
+"""All benchmarks of speed and memory in turn, nothing beside them; an hour and a quarter on two cores.
 
     python -m benchmarks [--output=benchmarks/results]
 
@@ -15,9 +15,11 @@ import sys
 VOXELS = "64x64x64,96x96x96,128x128x128,192x192x192,256x256x256"
 PAPER = "160x112x208"
 FEW = ("--cases=6", "--test=2", "--steps=5")
+TURNS = ("--items=step", "--rounds=6")  # short steps scatter most
 LARGE = ("--shape=512x512x300", "--affine=elastix")
 COMMANDS = (
     ("speed", "--grids=48x32x64", "--batches=1,2,4", "--rounds=1", "--repeats=7", "--name=coarse"),
+    ("speed", "--grids=48x32x64", "--batches=2,4", *TURNS, "--repeats=7", "--name=coarse_step"),
     ("speed", f"--grids={PAPER}", "--batches=1,2", "--rounds=1", "--repeats=3", "--name=paper"),
     ("speed", f"--grids={VOXELS}", "--batches=1", "--items=register", "--rounds=1", "--name=voxels"),
     ("step_memory", "--grids=48x32x64", "--batches=1,2,4"),
