@@ -83,6 +83,7 @@ def register_sides(
     *,
     refine: int = 0,
     refine_around: Literal["zero", "network"] = "zero",
+    refine_objective: Literal["smooth", "trained"] = "smooth",
     affine: str = "auto",
     say: Callable[[str], None] = lambda _: None,
     progress: refinement.Progress = iter,
@@ -91,15 +92,19 @@ def register_sides(
 
     refine_around: the mean of the refinement's prior. Around the network's velocity what it learned
     from landmarks stays, and so does what it got wrong: for models that know scans like these.
+    refine_objective: the weights of eq. 7 for it, the model's own ("trained") or with a lambda and an
+    image's sigma of at least REFINE_PRECISION and FREE_OBJECTIVE's ("smooth").
     say: told what is being done; progress: wraps the counts of refinement steps. Raises InputError on
-    identical images, and on a refinement around a network that is not there.
+    identical images, and on a refinement by a model that is not there.
     """
     if refine < 0:
         raise InputError(f"{refine} steps of refinement: 0 or more are needed")
     if refine_around not in ("zero", "network"):
         raise InputError(f'refine_around {refine_around!r}: "zero" or "network" is needed')
-    if refine_around == "network" and model is None:
-        raise InputError('refine_around "network": there is no model')
+    if refine_objective not in ("smooth", "trained"):
+        raise InputError(f'refine_objective {refine_objective!r}: "smooth" or "trained" is needed')
+    if model is None and (refine_around == "network" or refine_objective == "trained"):
+        raise InputError('refine_around "network", refine_objective "trained": there is no model')
     check_pair(fixed.scan, moving.scan)
     images = [_windowed(side.scan.volume, model) for side in (fixed, moving)]
     say("affine alignment")
@@ -123,10 +128,11 @@ def register_sides(
         frame = _model_frame(fixed, moving, found.pull, model, notes)
         field = pair.predicted(on_frame(frame), frame, model.register)
         objective, method = configuration.objective(config), "affine, network"
-        objective = objective._replace(
-            precision=max(objective.precision, REFINE_PRECISION),
-            image_sigma=max(objective.image_sigma, FREE_OBJECTIVE.image_sigma),
-        )
+        if refine_objective == "smooth":
+            objective = objective._replace(
+                precision=max(objective.precision, REFINE_PRECISION),
+                image_sigma=max(objective.image_sigma, FREE_OBJECTIVE.image_sigma),
+            )
         if refine:
             method += ", refinement" + (" around it" if refine_around == "network" else "")
     outcome, network = None, None

@@ -197,6 +197,10 @@ def test_without_a_model_it_is_affine_and_refinement() -> None:
     still = register_sides(fixed, moving, None, affine="moments")
     with pytest.raises(InputError, match="refine_around 'netwrok'"):
         register_sides(fixed, moving, None, refine=1, refine_around="netwrok")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="refine_objective 'rough'"):
+        register_sides(fixed, moving, None, refine=1, refine_objective="rough")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="there is no model"):
+        register_sides(fixed, moving, None, refine=1, refine_objective="trained")
     assert still.method == "affine"
     assert not still.forward.displacement.any()
     assert any("affine alignment only" in note for note in still.notes)

@@ -59,6 +59,13 @@ def add(subparsers: Any) -> None:
         " these), or only its change (network, keeps what the model learned from landmarks)",
     )
     parser.add_argument(
+        "--refine-objective",
+        choices=("smooth", "trained"),
+        default="smooth",
+        help="how --refine weighs smoothness against the images: more than the training did (smooth), or"
+        " by the training's own lambda and sigma (trained: a closer fit, a rougher field)",
+    )
+    parser.add_argument(
         "--affine",
         choices=("auto", "elastix", "moments", "none"),
         default="auto",
@@ -91,8 +98,9 @@ def run(args: argparse.Namespace) -> None:
     if args.affine in ("auto", "elastix"):
         elastix.start()  # it loads while the scans are read
     model = _model(args.model)
-    if args.refine_around == "network" and (model is None or not args.refine):
-        raise InputError("--refine-around network: give a model and --refine N, too")
+    for option, value in (("around", "network"), ("objective", "trained")):
+        if getattr(args, f"refine_{option}") == value and (model is None or not args.refine):
+            raise InputError(f"--refine-{option} {value}: give a model and --refine N, too")
     if model is None and not args.refine:
         print(
             "no model: affine alignment only (--model DIR for a network, --refine N to deform)",
@@ -114,6 +122,7 @@ def run(args: argparse.Namespace) -> None:
             model,
             refine=args.refine,
             refine_around=args.refine_around,
+            refine_objective=args.refine_objective,
             affine=args.affine,
             say=say,
             progress=clock.progress,
