@@ -228,7 +228,8 @@ def read(file: Path) -> ml_collections.ConfigDict:
     try:
         config = from_json(file.read_text(encoding="utf-8"))
         for section, values in EARLIER.items():
-            config[section].update({n: v for n, v in values.items() if n not in config[section]})
+            found = getattr(config, section)  # AttributeError where it is missing: no configuration
+            found.update({n: v for n, v in values.items() if n not in found})
         return config
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(

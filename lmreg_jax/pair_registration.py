@@ -103,8 +103,10 @@ def register_sides(
         raise InputError(f'refine_around {refine_around!r}: "zero" or "network" is needed')
     if refine_objective not in ("smooth", "trained"):
         raise InputError(f'refine_objective {refine_objective!r}: "smooth" or "trained" is needed')
-    if model is None and (refine_around == "network" or refine_objective == "trained"):
-        raise InputError('refine_around "network", refine_objective "trained": there is no model')
+    if model is None and refine_around == "network":
+        raise InputError('refine_around "network": there is no model')
+    if model is None and refine_objective == "trained":
+        raise InputError('refine_objective "trained": there is no model')
     check_pair(fixed.scan, moving.scan)
     images = [_windowed(side.scan.volume, model) for side in (fixed, moving)]
     say("affine alignment")

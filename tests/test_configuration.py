@@ -118,6 +118,13 @@ def test_a_folder_of_an_earlier_version_means_what_it_meant(tmp_path: Any) -> No
     assert (found.model.passes, found.model.inputs, found.train.rematerialise) == (1, "images", False)
 
 
+@pytest.mark.parametrize("text", ["{}", '{"model": {}}', '{"model": {}, "train": 3}', "[]", "{"])
+def test_a_config_file_without_its_sections_is_refused(text: str, tmp_path: Any) -> None:
+    (tmp_path / configuration.FILE).write_text(text, encoding="utf-8")
+    with pytest.raises(InputError, match=r"config\.json: not a readable configuration"):
+        configuration.read(tmp_path / configuration.FILE)
+
+
 def test_a_missing_config_file_says_what_is_needed(tmp_path: Any) -> None:
     with pytest.raises(InputError, match=r"no config\.json there.*experiments\.train"):
         configuration.read(tmp_path / "config.json")

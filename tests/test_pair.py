@@ -199,7 +199,7 @@ def test_without_a_model_it_is_affine_and_refinement() -> None:
         register_sides(fixed, moving, None, refine=1, refine_around="netwrok")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="refine_objective 'rough'"):
         register_sides(fixed, moving, None, refine=1, refine_objective="rough")  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="there is no model"):
+    with pytest.raises(InputError, match='objective "trained": there is no'):
         register_sides(fixed, moving, None, refine=1, refine_objective="trained")
     assert still.method == "affine"
     assert not still.forward.displacement.any()
