@@ -14,7 +14,7 @@ from experiments.comparison_methods import TITLES
 from experiments.comparison_report import Results, by_landmark, values
 from experiments.comparison_stats import bootstrap
 from lmreg_jax.cohort import Cohort
-from lmreg_jax.figures import PLANES, View, cut
+from lmreg_jax.planes import PLANES, View, cut
 from lmreg_jax.volumes import replacing
 
 Array = NDArray[Any]

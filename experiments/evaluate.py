@@ -17,8 +17,9 @@ from absl import flags
 
 from experiments import command, provenance, scalars
 from experiments.data import load_cohort
+from experiments.loss_curves import loss_curves
 from experiments.supply import Supply
-from lmreg_jax import compilation_cache, configuration, evaluation, figures, registration
+from lmreg_jax import compilation_cache, configuration, evaluation, registration
 from lmreg_jax.cohort import Cohort, held_out_pairs
 from lmreg_jax.errors import InputError, exits_cleanly
 
@@ -51,7 +52,7 @@ def held_out_evaluation(
     Supply(cohort, policy).scored(write, pairs)
     provenance.record(output, register.config, program="evaluate")
     if (workdir / scalars.FILE).exists():
-        figures.loss_curves(output / "figures" / "loss_curves.png", workdir / scalars.FILE)
+        loss_curves(output / "figures" / "loss_curves.png", workdir / scalars.FILE)
     print((output / "evaluation.md").read_text(encoding="utf-8"))
     print(f"checkpoint {register.source} of {workdir}; tables and figures are in {output}")
     return json.loads((output / "evaluation.json").read_text(encoding="utf-8"))

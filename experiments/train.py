@@ -26,6 +26,7 @@ from tqdm import tqdm
 from experiments import command, preemption, processes, provenance, scalars, workdir_lock
 from experiments.data import load_cohort
 from experiments.evaluate import held_out_evaluation
+from experiments.loss_curves import loss_curves
 from experiments.supply import Supply
 from lmreg_jax import (
     batches,
@@ -33,7 +34,6 @@ from lmreg_jax import (
     compilation_cache,
     configuration,
     evaluation,
-    figures,
     pretrained,
     reference_lungs,
     registration,
@@ -250,7 +250,7 @@ def story(
     supply.learn(team.meet("trained", json.dumps(supply.lost)))
     summary: dict[str, Any] = {}
     if team.lead:
-        figures.loss_curves(workdir / "figures" / "loss_curves.png", workdir / scalars.FILE)
+        loss_curves(workdir / "figures" / "loss_curves.png", workdir / scalars.FILE)
         summary = held_out_evaluation(cohort, workdir, policy=policy) if evaluate else {}
     supply.report()
     return summary

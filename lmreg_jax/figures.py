@@ -1,91 +1,44 @@
 """Pictures of a registration (PNG): what moved where, how far, and whether it fits afterwards.
 
-Planes follow radiological convention: the patient's right is on the picture's left, anterior is up
-in axial planes, superior is up in coronal and sagittal ones, and sagittal planes face left.
-Arrays [X, Y, Z] are RAS+, so that a picture is a plane's two axes, both reversed. Positions in a
-picture are (right, down) in mm from its upper left corner; points [K, 3] and displacements in
-voxels. matplotlib's `Figure` is used directly: no display, no global state.
+Arrays, points and conventions as in `planes`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
-from matplotlib.colorbar import Colorbar
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
-from matplotlib.image import AxesImage
-from matplotlib.ticker import LogLocator, NullFormatter
-from numpy.typing import ArrayLike, NDArray
-from scipy import ndimage
 
 from lmreg_jax import metrics
-from lmreg_jax.errors import InputError
-from lmreg_jax.volumes import read_table, replacing
+from lmreg_jax.planes import (
+    AFTER,
+    BEFORE,
+    MATCH,
+    Array,
+    Spacing,
+    View,
+    arrows,
+    colour_bar,
+    cut,
+    outline,
+    planes_figure,
+    save,
+    show,
+    upright,
+    view_of,
+)
 
 if TYPE_CHECKING:
     from lmreg_jax.metrics import PairResult
 
-Array = NDArray[Any]
-Spacing = Sequence[float] | Array
-
-PLANES = {"axial": 2, "coronal": 1, "sagittal": 0}  # the axis that a plane is normal to
-ENDS = (("R", "L"), ("A", "P"), ("S", "I"))  # of each axis: at its last index, at its first
-BEFORE, AFTER, MATCH = "#e69f00", "#56b4e9", "#ff5fd2"  # told apart by colour-blind eyes too
 NEAR_MM = 8.0  # a point this close to a plane is drawn on it
-GRID_MM, ARROW_MM = 10.0, 16.0  # distance between lines of the deformed grid, between arrows
-
-
-class View(NamedTuple):
-    """The plane `position` normal to `axis` of a grid, and how it lies in a picture."""
-
-    shape: tuple[int, int, int]
-    spacing_mm: tuple[float, float, float]
-    axis: int
-    position: int = 0
-
-    @property
-    def kept(self) -> list[int]:
-        """The two axes that one sees: across and up the picture."""
-        return [axis for axis in range(3) if axis != self.axis]
-
-    @property
-    def size_mm(self) -> tuple[float, float]:
-        across, up = self.kept
-        return self.shape[across] * self.spacing_mm[across], self.shape[up] * self.spacing_mm[up]
-
-    def picture(self, volume: Array) -> Array:
-        """[rows, columns] of a volume [X, Y, Z]."""
-        return upright(np.take(volume, self.position, self.axis))
-
-    def at(self, points: ArrayLike) -> Array:
-        """(right, down) mm [..., 2] of points [..., 3] (voxels), on the plane or off it."""
-        reversed_ = np.asarray(self.shape) - 0.5 - np.asarray(points, np.float64)
-        return (reversed_ * self.spacing_mm)[..., self.kept]
-
-    def carried(self, displacement: Array) -> Array:
-        """Where the plane's voxels go, (right, down) mm [columns, rows, 2] in the array's order."""
-        points = np.moveaxis(np.indices(self.shape), 0, -1) + displacement
-        return self.at(np.take(points, self.position, self.axis))
-
-
-def upright(plane: Array) -> Array:
-    """A plane [first axis, second axis] of a RAS+ image as a picture [rows, columns]."""
-    return plane[::-1, ::-1].T
-
-
-def cut(shape: Sequence[int], points: Array | None = None) -> tuple[int, int, int]:
-    """The voxel where three planes cross: the mean of the known points, else the grid's centre."""
-    known = np.zeros((0, 3)) if points is None else points[np.isfinite(points).all(axis=-1)]
-    centre = known.mean(axis=0) if len(known) else (np.asarray(shape) - 1) / 2
-    x, y, z = np.clip(np.rint(centre), 0, np.asarray(shape) - 1).astype(int)
-    return int(x), int(y), int(z)
+GRID_MM = 10.0  # distance between lines of the deformed grid
 
 
 def pair(
@@ -223,7 +176,7 @@ def landmarks(
     parts: Any = figure.subfigures(1, 2, width_ratios=(8, 5))
     pictures, chart = parts
     for axis, line in zip((1, 0), pictures.subplots(2, 2), strict=True):
-        view = _view(moving.shape, spacing_mm, axis)
+        view = view_of(moving.shape, spacing_mm, axis)
         seen = np.concatenate([view.at(points) for points in (p, carried, q)])
         for axes, points, colour in zip(line, (p, carried), (BEFORE, AFTER), strict=True):
             show(axes, view, _radiograph(view, moving), interpolation="bilinear")
@@ -261,128 +214,12 @@ def tre_plot(path: str | Path, results: Sequence[PairResult]) -> Path:
     return save(figure, path)
 
 
-def loss_curves(path: str | Path, csv_path: str | Path) -> Path:
-    """One small plot for each column of a CSV with the columns step, ...; cells may be empty.
-
-    Dense columns are faint with their running mean in full colour; positive ones that span more
-    than a decade get a logarithmic axis. Raises InputError where the file is not such a table.
-    """
-    columns = _read_scalars(Path(csv_path))
-    step = columns.pop("step")
-    shown = {name: values for name, values in columns.items() if np.isfinite(values).any()}
-    across = min(4, max(len(shown), 1))
-    down = -(-max(len(shown), 1) // across)
-    figure = Figure(figsize=(3.4 * across, 2.3 * down + 0.3), layout="constrained")
-    all_axes = figure.subplots(down, across, squeeze=False).ravel()
-    for axes in all_axes[len(shown) :]:
-        axes.set_axis_off()
-    for axes, (name, values) in zip(all_axes, shown.items(), strict=False):
-        known = np.isfinite(values)
-        x, y = step[known], values[known]
-        dense = len(y) > 60
-        axes.plot(x, y, "-" if dense else ".-", color="#0072b2", alpha=0.25 if dense else 1)
-        if dense:
-            smooth = ndimage.uniform_filter1d(y, max(len(y) // 40, 5), mode="nearest")
-            axes.plot(x, smooth, color="#0072b2")
-        if y.min() > 0 and y.max() > 10 * y.min():
-            axes.set_yscale("log")
-            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axes.yaxis.set_major_formatter("{x:g}")
-            axes.yaxis.set_minor_formatter(NullFormatter())
-        axes.set_title(f"{name}: last {y[-1]:.4g}", fontsize=9)
-        axes.tick_params(labelsize=7)
-        axes.grid(alpha=0.3)
-    figure.supxlabel("step", fontsize=9)
-    return save(figure, path)
-
-
-def _read_scalars(path: Path) -> dict[str, Array]:
-    rows = read_table(path, required=("step",))
-    try:
-        return {
-            name: np.array([float(row[name] or "nan") for _, row in rows])
-            for name in (rows[0][1] if rows else {"step": ""})
-        }
-    except ValueError as error:
-        raise InputError(f"{path}: a cell is no number ({error}); empty cells are allowed") from None
-
-
-def _view(shape: Sequence[int], spacing_mm: Spacing, axis: int, position: int = 0) -> View:
-    x, y, z = (int(n) for n in shape)
-    a, b, c = (float(s) for s in spacing_mm)
-    return View((x, y, z), (a, b, c), axis, position)
-
-
-def planes_figure(
-    shape: Sequence[int],
-    spacing_mm: Spacing,
-    where: tuple[int, int, int] | None,
-    heads: Sequence[str],
-    title: str,
-    inches: float | None = None,
-) -> tuple[Figure, list[tuple[View, list[Axes]]]]:
-    """A figure with a column for each of `heads` and a line for each of PLANES, at one scale.
-
-    inches: the width of a column.
-    """
-    where = cut(shape) if where is None else where
-    views = [_view(shape, spacing_mm, axis, where[axis]) for axis in PLANES.values()]
-    heights = [view.size_mm[1] for view in views]
-    width = max(view.size_mm[0] for view in views)
-    inches = inches or (2.9 if len(heads) > 3 else 3.6)
-    size = len(heads) * inches + 0.3, sum(heights) * inches / width + 1.2
-    figure = Figure(figsize=size, layout="constrained")
-    axes = figure.subplots(len(views), len(heads), height_ratios=heights, squeeze=False)
-    for name, view, line in zip(PLANES, views, axes, strict=True):
-        line[0].set_ylabel(f"{name}, {'xyz'[view.axis]} = {view.position}", fontsize=9)
-    for column, head in zip(axes[0], heads, strict=True):
-        column.set_title(head, fontsize=9)
-    figure.suptitle(title, fontsize=11, parse_math=False)
-    return figure, [(view, list(line)) for view, line in zip(views, axes, strict=True)]
-
-
-def show(axes: Axes, view: View, picture: Array, **look: Any) -> AxesImage:
-    """A picture in mm, with the letters of its four sides; grey from 0 to 1 unless told."""
-    across, up = view.size_mm
-    grey = {} if "cmap" in look else {"cmap": "gray", "vmin": 0, "vmax": look.pop("vmax", 1)}
-    image = axes.imshow(picture, extent=(0, across, up, 0), **{"interpolation": "nearest"} | grey | look)
-    axes.set(xticks=[], yticks=[], xlim=(0, across), ylim=(up, 0))
-    (left, right), (top, bottom) = (ENDS[axis] for axis in view.kept)
-    for x, y, letter in [
-        (0.03, 0.5, left),
-        (0.97, 0.5, right),
-        (0.5, 0.97, top),
-        (0.5, 0.03, bottom),
-    ]:
-        axes.text(
-            x,
-            y,
-            letter,
-            color="lime",
-            fontsize=8,
-            ha="center",
-            va="center",
-            transform=axes.transAxes,
-        )
-    return image
-
-
 def _near_points(axes: Axes, view: View, points: Array | None, colour: str) -> None:
     if points is None:
         return
     distance = np.abs(points[:, view.axis] - view.position) * view.spacing_mm[view.axis]
     near = view.at(points[distance <= NEAR_MM])
     axes.plot(*near.T, "o", color=colour, markersize=6, fillstyle="none", markeredgewidth=1.2)
-
-
-def arrows(axes: Axes, view: View, displacement: Array) -> None:
-    """In-plane displacement, at its true length, every ARROW_MM."""
-    start = view.at(np.moveaxis(np.indices(view.shape), 0, -1).take(view.position, view.axis))
-    end = view.carried(displacement)
-    steps = [max(1, round(ARROW_MM / view.spacing_mm[axis])) for axis in view.kept]
-    every = tuple(slice(step // 2, None, step) for step in steps)
-    (x, y), (dx, dy) = (np.moveaxis(v[every], -1, 0) for v in (start, end - start))
-    axes.quiver(x, y, dx, dy, color="white", angles="xy", scale_units="xy", scale=1, width=0.005)
 
 
 def _deformed_grid(axes: Axes, view: View, displacement: Array) -> None:
@@ -419,13 +256,6 @@ def _zoom(axes: Axes, view: View, seen: Array) -> None:
     axes.set(xlim=(x - half, x + half), ylim=(y + half, y - half), facecolor="black")
 
 
-def outline(axes: Axes, view: View, picture: Array) -> None:
-    """The contours of body and lungs, for orientation."""
-    across, up = view.size_mm
-    smooth = ndimage.gaussian_filter(picture.astype(np.float64), 1)
-    axes.contour(smooth, [0.4], colors="black", linewidths=0.5, extent=(0, across, 0, up))
-
-
 def _dumbbells(axes: Axes, names: Sequence[str], before: Any, after: Any) -> None:
     """A row for each name, from the value before to the value after, in mm."""
     rows = np.arange(len(names))
@@ -439,19 +269,3 @@ def _dumbbells(axes: Axes, names: Sequence[str], before: Any, after: Any) -> Non
     axes.legend(fontsize=8, loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False)
     axes.autoscale(axis="x")
     axes.update_datalim([(0, 0)])  # so that lengths can be compared: the axis starts at 0
-
-
-def colour_bar(figure: Figure, column: Sequence[Axes], cmap: str, norm: Normalize, label: str) -> Colorbar:
-    """A colour bar below a column of axes."""
-    scale = ScalarMappable(norm, cmap)
-    bar = figure.colorbar(scale, ax=list(column), location="bottom", shrink=0.8, aspect=35, pad=0.01)
-    bar.set_label(label, fontsize=9)
-    bar.ax.tick_params(labelsize=8)
-    return bar
-
-
-def save(figure: Figure, path: str | Path) -> Path:
-    """PNG, whole or not at all."""
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=120, format="png")
-    return Path(path)

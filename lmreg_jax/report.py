@@ -13,12 +13,12 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from lmreg_jax import figures, preprocess
-from lmreg_jax.figures import AFTER, BEFORE, PLANES, View
+from lmreg_jax import planes, preprocess
 from lmreg_jax.pair import Frame
 from lmreg_jax.pair_input import Side
 from lmreg_jax.pair_measures import uncertainty_on
 from lmreg_jax.pair_registration import Registered
+from lmreg_jax.planes import AFTER, BEFORE, PLANES, View
 from lmreg_jax.resampling import resample
 from lmreg_jax.transforms import (
     Transform,
@@ -120,7 +120,7 @@ def draw(path: str | Path, picture: Picture, lines: Sequence[str]) -> Path:
         *("before: red fixed, cyan moving", "after: grey where they agree"),
         *("deformation", "Jacobian determinant", "predicted sd"),
     ][: 8 if known.any() else 7]
-    figure, rows = figures.planes_figure(
+    figure, rows = planes.planes_figure(
         picture.frame.shape, picture.frame.spacing, where, heads, "", inches=COLUMN_INCHES
     )
     length = np.linalg.norm(picture.deformation, axis=-1)
@@ -131,20 +131,20 @@ def draw(path: str | Path, picture: Picture, lines: Sequence[str]) -> Path:
         middle = picture.frame.affine[view.axis, 3] + PICTURE_MM * view.position
         axes[0].set_ylabel(f"{name}, {SIDES[view.axis]} {middle:.0f} mm", fontsize=9)
         _colours(axes[5], view, length / far, picture.fixed, "turbo")
-        figures.arrows(axes[5], view, picture.deformation / picture.frame.spacing)
+        planes.arrows(axes[5], view, picture.deformation / picture.frame.spacing)
         determinant = np.ma.masked_less_equal(view.picture(picture.determinant), 0)
-        figures.show(axes[6], view, determinant, cmap="RdBu_r", norm=LogNorm(0.25, 4))
+        planes.show(axes[6], view, determinant, cmap="RdBu_r", norm=LogNorm(0.25, 4))
         axes[6].set_facecolor("yellow")
         _contour(axes[6], view, picture.lungs_fixed, "black")
         if known.any():
             _colours(axes[7], view, picture.uncertainty / wide, picture.fixed, "viridis")
     columns = list(zip(*(axes for _, axes in rows), strict=True))
-    figures.colour_bar(figure, columns[5], "turbo", Normalize(0, far), "beyond the affine step, mm")
-    bar = figures.colour_bar(figure, columns[6], "RdBu_r", LogNorm(0.25, 4), "moving / fixed volume")
+    planes.colour_bar(figure, columns[5], "turbo", Normalize(0, far), "beyond the affine step, mm")
+    bar = planes.colour_bar(figure, columns[6], "RdBu_r", LogNorm(0.25, 4), "moving / fixed volume")
     bar.set_ticks([0.25, 0.5, 1, 2, 4], labels=["1/4", "1/2", "1", "2", "4"])
     bar.minorticks_off()
     if known.any():
-        figures.colour_bar(figure, columns[7], "viridis", Normalize(0, wide), "not calibrated, mm")
+        planes.colour_bar(figure, columns[7], "viridis", Normalize(0, wide), "not calibrated, mm")
     figure.suptitle("\n".join(lines), fontsize=10, ha="left", x=0.01, parse_math=False)
     figure.supxlabel(
         "lines: lungs of the fixed scan (orange) and of the moving one (blue); arrows from a point of the"
@@ -153,7 +153,7 @@ def draw(path: str | Path, picture: Picture, lines: Sequence[str]) -> Path:
         " continues its surroundings",
         fontsize=9,
     )
-    return figures.save(figure, path)
+    return planes.save(figure, path)
 
 
 def _cut(picture: Picture) -> tuple[int, int, int]:
@@ -173,7 +173,7 @@ def _images(axes: Sequence[Axes], view: View, picture: Picture) -> None:
         for known, m in zip(seen, (a, w), strict=True)
     ]
     for one, shown in zip(axes, [f, a, w, *overlays], strict=False):
-        figures.show(one, view, shown)
+        planes.show(one, view, shown)
     for one, lungs in zip(axes[1:3], (picture.lungs_affine, picture.lungs_warped), strict=True):
         _contour(one, view, picture.lungs_fixed, BEFORE)
         _contour(one, view, lungs, AFTER)
@@ -183,29 +183,29 @@ def _colours(axes: Axes, view: View, share: Array, fixed: Array, cmap: str) -> N
     """A map of [0, 1] in colour, darkened where the fixed image is dark; below 0 (unknown) black."""
     values = view.picture(share)
     colour = colormaps[cmap](np.clip(values, 0, 1))[..., :3] * (values >= 0)[..., None]
-    figures.show(axes, view, colour * (0.5 + 0.5 * view.picture(fixed))[..., None])
+    planes.show(axes, view, colour * (0.5 + 0.5 * view.picture(fixed))[..., None])
 
 
 def _contour(axes: Axes, view: View, mask: Array, colour: str) -> None:
     across, up = view.size_mm
     plane = view.picture(mask)
-    # "lower": row 0 at y = 0, which `figures.show` has at the top.
+    # "lower": row 0 at y = 0, which `planes.show` has at the top.
     if plane.any() and not plane.all():
         axes.contour(plane, [0.5], colors=colour, linewidths=0.8, extent=(0, across, 0, up), origin="lower")
 
 
 def quality_picture(path: str | Path, image: Volume, lungs: Volume, title: str) -> Path:
     """Three planes of a windowed image [0, 1] with the outlines of its lungs: left and right by colour."""
-    where = figures.cut(image.data.shape, np.argwhere(lungs.data).astype(np.float64))
+    where = planes.cut(image.data.shape, np.argwhere(lungs.data).astype(np.float64))
     edges = np.linalg.norm(image.affine[:3, :3], axis=0)
     figure = Figure(figsize=(13, 5), layout="constrained")
     shape = image.data.shape
     sizes = [shape[a] * edges[a] for a in (0, 0, 1)]
     for axes, (name, axis) in zip(figure.subplots(1, 3, width_ratios=sizes), PLANES.items(), strict=True):
         view = View((shape[0], shape[1], shape[2]), tuple(edges), axis, where[axis])
-        figures.show(axes, view, view.picture(image.data))
+        planes.show(axes, view, view.picture(image.data))
         for label, colour in ((1, BEFORE), (2, AFTER)):
             _contour(axes, view, lungs.data == label, colour)
         axes.set_title(name, fontsize=9, parse_math=False)
     figure.suptitle(title, fontsize=10, parse_math=False)
-    return figures.save(figure, path)
+    return planes.save(figure, path)

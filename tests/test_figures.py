@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from lmreg_jax import figures
+from experiments.loss_curves import loss_curves
+from lmreg_jax import figures, planes
 from lmreg_jax.errors import InputError
 from lmreg_jax.metrics import PairResult
 
@@ -35,9 +36,9 @@ def marked(side: str) -> tuple[np.ndarray, np.ndarray]:
     return volume, point
 
 
-def view(name: str) -> figures.View:
-    axis = figures.PLANES[name]
-    return figures.View(SHAPE, SPACING, axis, SHAPE[axis] // 2)
+def view(name: str) -> planes.View:
+    axis = planes.PLANES[name]
+    return planes.View(SHAPE, SPACING, axis, SHAPE[axis] // 2)
 
 
 @pytest.mark.parametrize(("name", "side"), [(n, s) for n, sides in SHOWN.items() for s in sides])
@@ -65,7 +66,7 @@ def test_pictures_and_points_follow_radiological_convention(name: str, side: str
 def test_letters_name_the_sides_that_are_shown() -> None:
     for name, sides in SHOWN.items():
         seen = {place: side[0].upper() for side, place in sides.items()}
-        (left, right), (top, bottom) = (figures.ENDS[axis] for axis in view(name).kept)
+        (left, right), (top, bottom) = (planes.ENDS[axis] for axis in view(name).kept)
         assert seen == {"left": left, "right": right, "top": top, "bottom": bottom}
 
 
@@ -79,9 +80,9 @@ def test_a_displacement_to_the_patients_head_points_up() -> None:
 
 def test_planes_cross_at_the_known_points() -> None:
     points = np.array([[4.0, 5, 6], [6, 7, 8], [np.nan] * 3])
-    assert figures.cut(SHAPE, points) == (5, 6, 7)
-    assert figures.cut(SHAPE, np.full((2, 3), np.nan)) == figures.cut(SHAPE)
-    assert figures.cut(SHAPE, np.array([[99.0, -5, 3]])) == (19, 0, 3)
+    assert planes.cut(SHAPE, points) == (5, 6, 7)
+    assert planes.cut(SHAPE, np.full((2, 3), np.nan)) == planes.cut(SHAPE)
+    assert planes.cut(SHAPE, np.array([[99.0, -5, 3]])) == (19, 0, 3)
 
 
 def drawn(path: Path, count: int = 1) -> np.ndarray:
@@ -147,16 +148,16 @@ def test_loss_curves_skip_empty_cells(tmp_path: Path) -> None:
     table = tmp_path / "scalars.csv"
     rows = [f"{i},{100 / (i + 1)},{'' if i % 50 else 5},," for i in range(200)]
     table.write_text("\n".join(["step,loss,val_tre_mm,val_dice,", *rows]), encoding="utf-8")
-    drawn(figures.loss_curves(tmp_path / "loss.png", table), count=2)
+    drawn(loss_curves(tmp_path / "loss.png", table), count=2)
 
 
 @pytest.mark.parametrize("text", ["loss\n1\n", "step,loss\n1,abc\n"])
 def test_a_table_that_is_none_is_refused_by_name(tmp_path: Path, text: str) -> None:
     (tmp_path / "scalars.csv").write_text(text, encoding="utf-8")
     with pytest.raises(InputError, match=r"scalars\.csv"):
-        figures.loss_curves(tmp_path / "loss.png", tmp_path / "scalars.csv")
+        loss_curves(tmp_path / "loss.png", tmp_path / "scalars.csv")
 
 
 def test_a_table_without_rows_draws_an_empty_figure(tmp_path: Path) -> None:
     (tmp_path / "scalars.csv").write_text("step,loss\n", encoding="utf-8")
-    assert figures.loss_curves(tmp_path / "loss.png", tmp_path / "scalars.csv").exists()
+    assert loss_curves(tmp_path / "loss.png", tmp_path / "scalars.csv").exists()
