@@ -1,10 +1,10 @@
 """Tables I and II: all methods on the same held-out pairs, from the same aligned inputs.
 
     python -m experiments.compare --config=experiments/lung.py[:variant] [--workdir=DIR]
-    ... --methods=before,affine,elastix,ants,voxelmorph,ours,refined    some of them only
-    ... --ours=runs/lung --voxelmorph=runs/voxelmorph                   trainings that are there already
-    ... --tuning_pairs=0                                                no tuning: the first settings
-    ... --ablations                                                     then `experiments.ablations`
+    ... --methods=affine,elastix,ants,ours               some of them only (METHODS)
+    ... --ours=runs/lung --voxelmorph=runs/voxelmorph    trainings that are there already
+    ... --tuning_pairs=0                                 no tuning: the first settings
+    ... --ablations                                      then `experiments.ablations`
 
 Trains what is not trained yet (in DIR/ours and DIR/voxelmorph), tunes the baselines on validation
 pairs, registers the test pairs, and writes DIR/comparison.md, DIR/comparison.json, DIR/tables and
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from lmreg_jax.cohort import Cohort
     from lmreg_jax.registration import Registrar
 
-METHODS = ("before", "affine", "elastix", "ants", "voxelmorph", "ours", "refined")
-USERS = {"ours": ("ours", "refined"), "voxelmorph": ("voxelmorph",)}  # of each training
+METHODS = ("before", "affine", "elastix", "ants", "voxelmorph", "ours", "voxelmorph_refined", "refined")
+USERS = {"ours": ("ours", "refined"), "voxelmorph": ("voxelmorph", "voxelmorph_refined")}  # of each training
 LANDMARK_TERM = "objective.landmark_weight"  # all that the two trainings differ in
 
 
@@ -165,8 +165,9 @@ def build(
         return make.learned(name, registers[name], cache), []
 
     def with_settings(values: Any) -> Method:
-        if name == "refined":
-            return make.refined(registers["ours"], values, cache)
+        for training, users in USERS.items():
+            if name in users:
+                return make.refined(name, registers[training], values, cache)
         return make.classical(name, values, cohort, cache, call)
 
     candidates = settings.CANDIDATES[name]

@@ -26,6 +26,7 @@ COLOURS = {  # Okabe and Ito: told apart by colour-blind eyes too
     "ants": "#009e73",
     "voxelmorph": "#56b4e9",
     "ours": "#d55e00",
+    "voxelmorph_refined": "#0072b2",
     "refined": "#cc79a7",
 }
 BINS = 6  # of initial distance, equally many landmarks in each

@@ -35,6 +35,7 @@ TITLES = {
     "ants": "ANTs (SyN)",
     "voxelmorph": "VoxelMorph",
     "ours": "Ours",
+    "voxelmorph_refined": "VoxelMorph + refinement",
     "refined": "Ours + refinement",
 }
 
@@ -128,10 +129,11 @@ def learned(name: str, register: Registrar, folder: Path) -> Method:
     return _network(name, register, register, {}, folder)
 
 
-def refined(register: Registrar, settings: RefinementSettings, folder: Path) -> Method:
-    """The network's velocity, then instance optimisation: on the pair's two images, no landmarks."""
+def refined(name: str, register: Registrar, settings: RefinementSettings, folder: Path) -> Method:
+    """A network's velocity ("voxelmorph_refined", "refined"), then instance optimisation: on the pair's
+    two images, no landmarks."""
     objective = configuration.objective(register.config)._replace(
-        image_sigma=settings.image_sigma, precision=settings.precision
+        image=settings.image, image_sigma=settings.image_sigma, precision=settings.precision
     )
     optimise = partial(
         refinement.refine, objective=objective, steps=settings.steps, learning_rate=settings.learning_rate
@@ -152,7 +154,7 @@ def refined(register: Registrar, settings: RefinementSettings, folder: Path) -> 
         centre = start if settings.around == "network" else 0.0
         return transform(optimise(pair, start, centre=centre).velocity, images[1])
 
-    return _network("refined", register, both, settings._asdict(), folder)
+    return _network(name, register, both, settings._asdict(), folder)
 
 
 def _network(

@@ -16,7 +16,8 @@ class RefinementSettings(NamedTuple):
     """Steps of Adam on the pair's own velocity, started from the network's."""
 
     steps: int = 100
-    image_sigma: float = 0.03  # of the image term
+    image: str = "lncc5"  # the image term
+    image_sigma: float = 0.1  # of it
     precision: float = 100.0  # lambda of the prior
     learning_rate: float = 0.1  # field voxels a step
     around: Literal["zero", "network"] = "network"  # the prior's mean; the network's keeps landmarks

@@ -67,6 +67,7 @@ FUNCTIONS: dict[str, tuple[Callable[..., jax.Array], Callable[[int], tuple[np.nd
         similarity.one_minus_local_correlation,
         lambda s: (field(s)[..., 0], field(s + 9)[..., 0]),
     ),
+    "lncc5": (similarity.IMAGE_TERMS["lncc5"], lambda s: (field(s)[..., 0], field(s + 9)[..., 0])),
     "eq. 7 exact": (
         lambda m, v: whole(m, v, "exact", "ssd"),
         lambda s: (0.3 * field(s, COARSE), field(s + 9, COARSE) - 3),
