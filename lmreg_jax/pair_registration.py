@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +39,8 @@ REFINE_PRECISION = 100.0
 FREE_OBJECTIVE = Objective(
     reading="voxelmorph", precision=REFINE_PRECISION, image="ssd", image_sigma=0.05
 )  # eq. 7 without a model
+CORRELATION, CORRELATION_SIGMA = "lncc5", 0.1  # an image term that contrast medium does not mislead
+RefineObjective = Literal["smooth", "correlation", "trained"]
 
 
 class Model(NamedTuple):
@@ -83,7 +85,7 @@ def register_sides(
     *,
     refine: int = 0,
     refine_around: Literal["zero", "network"] = "zero",
-    refine_objective: Literal["smooth", "trained"] = "smooth",
+    refine_objective: RefineObjective = "smooth",
     affine: str = "auto",
     say: Callable[[str], None] = lambda _: None,
     progress: refinement.Progress = iter,
@@ -92,8 +94,9 @@ def register_sides(
 
     refine_around: the mean of the refinement's prior. Around the network's velocity what it learned
     from landmarks stays, and so does what it got wrong: for models that know scans like these.
-    refine_objective: the weights of eq. 7 for it, the model's own ("trained") or with a lambda and an
-    image's sigma of at least REFINE_PRECISION and FREE_OBJECTIVE's ("smooth").
+    refine_objective: eq. 7 for it: the model's own ("trained"), with a lambda and an image's sigma of at
+    least REFINE_PRECISION and FREE_OBJECTIVE's ("smooth"), or with local correlation as the image term
+    ("correlation").
     say: told what is being done; progress: wraps the counts of refinement steps. Raises InputError on
     identical images, and on a refinement by a model that is not there.
     """
@@ -101,8 +104,9 @@ def register_sides(
         raise InputError(f"{refine} steps of refinement: 0 or more are needed")
     if refine_around not in ("zero", "network"):
         raise InputError(f'refine_around {refine_around!r}: "zero" or "network" is needed')
-    if refine_objective not in ("smooth", "trained"):
-        raise InputError(f'refine_objective {refine_objective!r}: "smooth" or "trained" is needed')
+    if refine_objective not in get_args(RefineObjective):
+        names = ", ".join(get_args(RefineObjective))
+        raise InputError(f"refine_objective {refine_objective!r}: one of {names} is needed")
     if model is None and refine_around == "network":
         raise InputError('refine_around "network": there is no model')
     if model is None and refine_objective == "trained":
@@ -130,13 +134,15 @@ def register_sides(
         frame = _model_frame(fixed, moving, found.pull, model, notes)
         field = pair.predicted(on_frame(frame), frame, model.register)
         objective, method = configuration.objective(config), "affine, network"
-        if refine_objective == "smooth":
+        if refine_objective != "trained":
             objective = objective._replace(
                 precision=max(objective.precision, REFINE_PRECISION),
                 image_sigma=max(objective.image_sigma, FREE_OBJECTIVE.image_sigma),
             )
         if refine:
             method += ", refinement" + (" around it" if refine_around == "network" else "")
+    if refine_objective == "correlation":
+        objective = objective._replace(image=CORRELATION, image_sigma=CORRELATION_SIGMA)
     outcome, network = None, None
     if refine:
         if model is not None:
@@ -153,6 +159,7 @@ def register_sides(
     settings = {
         "steps": refine,
         "around": refine_around,
+        "image": objective.image,
         "lambda": objective.precision,
         "image_sigma": objective.image_sigma,
     }

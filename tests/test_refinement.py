@@ -65,6 +65,33 @@ def test_terms_are_those_of_training() -> None:
     assert float(found["total"]) == pytest.approx(float(found["image"] + found["prior"]))
 
 
+def test_contrast_medium_moves_nothing_by_local_correlation() -> None:
+    """No motion, but intensities scaled by a factor that falls from 1 to 0.5 across the image: squared
+    differences take that for motion, local correlation does not, and it finds a known motion beneath."""
+    image = blobs()
+    factor = jnp.linspace(1, 0.5, SHAPE[0])[:, None, None]
+    inside = jnp.ones(SHAPE, bool)
+    pair = refinement.Pair(image, image * factor, inside, inside)
+    still = jnp.zeros_like(bump(0.0))
+    moved = {}
+    for image_term, sigma in (("ssd", 0.05), ("lncc5", 0.1)):
+        objective = OBJECTIVE._replace(image=image_term, image_sigma=sigma)
+        outcome = refinement.refine(pair, still, objective=objective, steps=20)
+        u = displacement_of(outcome.velocity, SHAPE, stride=2, steps=5)
+        moved[image_term] = float(jnp.linalg.norm(u, axis=-1).mean())
+    assert moved["lncc5"] < 0.25 * moved["ssd"]  # within 5 voxels the factor falls, too, by a tenth
+
+    pair, truth = moved_pair(0.5)
+    pair = pair._replace(moving=pair.moving * factor)
+    objective = OBJECTIVE._replace(image="lncc5", image_sigma=0.1)
+    outcome = refinement.refine(pair, still, objective=objective, steps=40)
+    found = displacement_of(outcome.velocity, SHAPE, stride=2, steps=5)
+    inner = (slice(6, -6),) * 3
+    error = np.linalg.norm(np.asarray(found - truth)[inner], axis=-1)
+    size = np.linalg.norm(np.asarray(truth)[inner], axis=-1)
+    assert error.mean() < 0.5 * size.mean()
+
+
 def test_known_motion_is_found() -> None:
     pair, truth = moved_pair(1.5)
     outcome = refinement.refine(pair, jnp.zeros_like(bump(0.0)), objective=OBJECTIVE, steps=40)

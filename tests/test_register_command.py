@@ -124,9 +124,16 @@ def test_report_tells_what_was_done(aligned: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("objective", "weights"), [("smooth", (100, 0.05)), ("trained", (10, 0.03))])
+@pytest.mark.parametrize(
+    ("objective", "weights"),
+    [
+        ("smooth", ("ssd", 100, 0.05)),
+        ("correlation", ("lncc5", 100, 0.1)),
+        ("trained", ("ssd", 10, 0.03)),
+    ],
+)
 def test_with_the_shipped_network_and_a_refinement_around_it(
-    objective: str, weights: tuple[float, float], scans: Path, tmp_path: Path
+    objective: str, weights: tuple[str, float, float], scans: Path, tmp_path: Path
 ) -> None:
     """Names with dollar signs, too: they are names, no formulas."""
     f, m = (tmp_path / name for name in ("a$b_c$.nii.gz", r"$\nofoo$.nii.gz"))
@@ -142,7 +149,7 @@ def test_with_the_shipped_network_and_a_refinement_around_it(
     assert set(report["dice"]["both"]) == {"affine", "network", "after"}
     done = report["refinement"]
     assert (done["steps"], done["around"]) == (1, "network")
-    assert (done["lambda"], done["image_sigma"]) == weights
+    assert (done["image"], done["lambda"], done["image_sigma"]) == weights
     assert done["objective_before"]["prior"] == 0
     assert done["objective_after"]["total"] <= done["objective_before"]["total"]
     assert report["motion"]["refinement"]["mean_mm"] >= 0
@@ -167,6 +174,7 @@ def test_bad_input_ends_in_one_line_and_status_2(
         ([f, m, "--output", new, "--refine", -1], "0 or more"),
         ([f, m, "--output", new, "--refine-around", "network"], "--refine N"),
         ([f, m, "--output", new, "--refine-objective", "trained"], "--refine N"),
+        ([f, m, "--output", new, "--refine-objective", "correlation"], "--refine N"),
         ([f, m, "--output", new, "--refine", 2, "--refine-around", "network", "--model", "none"], "a model"),
         ([f, m, "--output", new, "--fixed-landmarks", scans / "f.csv"], "belong together"),
         ([f, tmp_path / "none.nii.gz", "--output", new], "no such image"),

@@ -60,10 +60,12 @@ def add(subparsers: Any) -> None:
     )
     parser.add_argument(
         "--refine-objective",
-        choices=("smooth", "trained"),
+        choices=("smooth", "correlation", "trained"),
         default="smooth",
-        help="how --refine weighs smoothness against the images: more than the training did (smooth), or"
-        " by the training's own lambda and sigma (trained: a closer fit, a rougher field)",
+        help="what --refine compares, and how it weighs smoothness: intensities, with more weight on"
+        " smoothness than in training (smooth); local correlation, which contrast medium does not mislead"
+        " (correlation: closer at vessels and airways, a rougher field); or intensities by the training's"
+        " own lambda and sigma (trained: closer at the lungs' edge, the roughest field)",
     )
     parser.add_argument(
         "--affine",
@@ -101,6 +103,8 @@ def run(args: argparse.Namespace) -> None:
     for option, value in (("around", "network"), ("objective", "trained")):
         if getattr(args, f"refine_{option}") == value and (model is None or not args.refine):
             raise InputError(f"--refine-{option} {value}: give a model and --refine N, too")
+    if args.refine_objective == "correlation" and not args.refine:
+        raise InputError("--refine-objective correlation: give --refine N, too")
     if model is None and not args.refine:
         print(
             "no model: affine alignment only (--model DIR for a network, --refine N to deform)",
