@@ -40,7 +40,7 @@ def local_correlation(fixed: Array, warped: Array, *, window: int = 9) -> Array:
 
     fixed = fixed - lax.stop_gradient(jnp.mean(fixed))
     warped = warped - lax.stop_gradient(jnp.mean(warped))
-    count = _window_sizes(fixed.shape, window)
+    count = _window_sizes(fixed.shape, window).astype(fixed.dtype)
     fixed_mean, warped_mean = box(fixed) / count, box(warped) / count
     covariance = box(fixed * warped) / count - fixed_mean * warped_mean
     fixed_variance = jnp.maximum(box(fixed**2) / count - fixed_mean**2, 0)
