@@ -52,7 +52,7 @@ def test_files_appear_whole(path: Path) -> None:
         f"{name}, line {line}"
         for name, line in calls(ast.parse(path.read_text(encoding="utf-8")))
         # Saving a checkpoint, a model: functions of ours that take care themselves.
-        if name.split(".")[0] not in ("checkpoint", "model_files", "figures", "writer")
+        if name.split(".")[0] not in ("checkpoint", "model_files", "planes", "writer")
     ]
     assert known or not found, f"{path.name}: {found}: write through lmreg_jax.tables.replacing"
 
