@@ -55,7 +55,7 @@ class Registered(NamedTuple):
     """forward: fixed -> moving; inverse: moving -> fixed; network: forward before the refinement.
 
     uncertainty: sd of the displacement, mm, on the velocity's grid; method and notes in words; settings
-    of the refinement: its steps, the prior's mean, lambda and the image's sigma.
+    of the refinement: its steps, the prior's mean, the image term and its sigma, lambda.
     """
 
     forward: Transform
