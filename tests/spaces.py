@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -88,3 +89,19 @@ def save(path: Path, volume: Volume, orientation: Array | None = None) -> Path:
     """Writes the image as NIfTI, RAS+ or in the orientation given."""
     nib.save(stored(volume, ORIENTATIONS[0] if orientation is None else orientation), path)
     return path
+
+
+def itk_points(transform: Any, points: Array) -> Array:
+    """RAS mm points [K, 3] moved by an ITK transform, which speaks LPS."""
+    moved = [transform.TransformPoint(p) for p in (points * LPS_SIGNS).tolist()]
+    return np.array(moved) * LPS_SIGNS
+
+
+def some_points(count: int = 300, reach: float = 190.0) -> Array:
+    """RAS mm [count, 3] within `reach` of the origin along each axis."""
+    return np.random.default_rng(5).uniform(-reach, reach, (count, 3))
+
+
+def backward(t: Transform) -> Transform:
+    """A Transform of the inverse's form: field after affine (not the inverse itself)."""
+    return Transform(np.linalg.inv(t.post), -t.displacement, t.grid, np.eye(4))
