@@ -181,6 +181,9 @@ def write_figures(
         fixed, moving = fresh(cohort.case(result.fixed)), fresh(cohort.case(result.moving))
         images = images_of_pair(fixed, moving)
         answer = register(*images)
+        kind, names = "landmarks", cohort.landmark_names
+        if not np.isfinite(fixed.landmarks + moving.landmarks).all(axis=1).any():
+            kind, names = "points", cohort.point_names
         written += figures.pair(
             folder / title.replace(" ", "_"),
             fixed=images[0],
@@ -188,9 +191,9 @@ def write_figures(
             warped=np.asarray(answer.warped),
             displacement=np.asarray(answer.displacement),
             spacing_mm=cohort.spacing_mm,
-            fixed_points=np.concatenate([fixed.landmarks, fixed.points]),
-            moving_points=np.concatenate([moving.landmarks, moving.points]),
-            names=(*cohort.landmark_names, *cohort.point_names),
+            fixed_points=getattr(fixed, kind),
+            moving_points=getattr(moving, kind),
+            names=names,
             title=f"{result.name}, {title} of {len(results)}",
         )
     return written

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 NEAR_MM = 8.0  # a point this close to a plane is drawn on it
 GRID_MM = 10.0  # distance between lines of the deformed grid
+MOST_LANDMARKS = 40  # rows that a page holds
 
 
 def pair(
@@ -165,30 +166,36 @@ def landmarks(
     """Landmarks on radiographs (mean projections) of the moving image, and each one's error.
 
     x: the expert's point in the moving image; o: the fixed image's point before (p) and after
-    registration (p + u(p)). The line between the two is the error. Missing landmarks are left out.
+    registration (p + u(p)). The line between the two is the error. Missing landmarks are left out, and of
+    more than MOST_LANDMARKS those with the largest errors after registration are shown; means are of all.
     """
-    known = np.asarray(np.isfinite(fixed_points + moving_points).all(axis=1))
-    p, q = fixed_points[known], moving_points[known]
-    kept = [name for name, k in zip(names, known, strict=True) if k]
+    points = fixed_points, moving_points
+    before, after = (metrics.target_registration_error(u, *points, spacing_mm) for u in (None, displacement))
+    (known,) = np.nonzero(~np.isnan(after))
+    shown = np.sort(known[np.argsort(-after[known], kind="stable")[:MOST_LANDMARKS]])
+    p, q, kept = fixed_points[shown], moving_points[shown], [names[i] for i in shown]
     carried = p + metrics.sample_displacement(displacement, p)
-    before, after = (metrics.target_registration_error(u, p, q, spacing_mm) for u in (None, displacement))
     figure = Figure(figsize=(13, max(8.5, 0.25 * len(p) + 1)), layout="constrained")
     parts: Any = figure.subfigures(1, 2, width_ratios=(8, 5))
     pictures, chart = parts
     for axis, line in zip((1, 0), pictures.subplots(2, 2), strict=True):
         view = view_of(moving.shape, spacing_mm, axis)
         seen = np.concatenate([view.at(points) for points in (p, carried, q)])
-        for axes, points, colour in zip(line, (p, carried), (BEFORE, AFTER), strict=True):
+        for axes, start, colour in zip(line, (p, carried), (BEFORE, AFTER), strict=True):
             show(axes, view, _radiograph(view, moving), interpolation="bilinear")
-            _errors(axes, view.at(points), view.at(q), colour)
+            _errors(axes, view.at(start), view.at(q), colour)
             _zoom(axes, view, seen)
             if axis == 1:
                 errors, head = (before, "before") if colour == BEFORE else (after, "after")
-                mean = f": mean error {errors.mean():.2f} mm" if len(p) else ""
+                mean = f": mean error {errors[known].mean():.2f} mm" if len(p) else ""
                 axes.set_title(head + mean, fontsize=9, parse_math=False)
-    _dumbbells(chart.subplots(), [f"{name}  {i}" for i, name in enumerate(kept, 1)], before, after)
+    _dumbbells(
+        chart.subplots(), [f"{name}  {i}" for i, name in enumerate(kept, 1)], before[shown], after[shown]
+    )
     figure.suptitle(title, fontsize=11, parse_math=False)
     note = "x: landmark in the moving image; o: the fixed image's landmark, before and carried over"
+    if len(shown) < len(known):
+        note += f"; the {len(shown)} largest errors of {len(known)}"
     figure.supxlabel(note, fontsize=9)
     return save(figure, path)
 

@@ -95,8 +95,8 @@ def register_sides(
     refine_around: the mean of the refinement's prior. Around the network's velocity what it learned
     from landmarks stays, and so does what it got wrong: for models that know scans like these.
     refine_objective: eq. 7 for it: the model's own ("trained"), with a lambda and an image's sigma of at
-    least REFINE_PRECISION and FREE_OBJECTIVE's ("smooth"), or with local correlation as the image term
-    ("correlation").
+    least REFINE_PRECISION and FREE_OBJECTIVE's ("smooth"), or with such a lambda and CORRELATION as the
+    image term, sigma CORRELATION_SIGMA ("correlation").
     say: told what is being done; progress: wraps the counts of refinement steps. Raises InputError on
     identical images, and on a refinement by a model that is not there.
     """

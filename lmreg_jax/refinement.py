@@ -68,11 +68,12 @@ def terms(objective: Objective, velocity: Array, pair: Pair, centre: Array | flo
 
 
 def _image(objective: Objective, stride: int, displacement: Array, pair: Pair) -> Array:
-    """The image term, weighted. Where a scan has no data the warped image is compared with itself:
-    no value there, and no slope."""
+    """The image term, weighted. Where a scan has no data the warped image is compared with itself, and
+    fixed: no value there, and no slope, not by a neighbour's window (local correlation) either."""
     warped = fields.warp(pair.moving, displacement)
     inside = fields.warp_nearest(pair.moving_inside, lax.stop_gradient(displacement))
-    fixed = jnp.where(pair.fixed_inside & inside, pair.fixed, lax.stop_gradient(warped))
+    known, still = pair.fixed_inside & inside, lax.stop_gradient(warped)
+    fixed, warped = jnp.where(known, pair.fixed, still), jnp.where(known, warped, still)
     return image_scale(objective, stride) * IMAGE_TERMS[objective.image](fixed, warped)
 
 

@@ -29,6 +29,7 @@ os.environ["LMREG_COMPILATION_CACHE"] = "off"
 import jax
 import pytest
 
+from lmreg_jax import slabs
 from tests import tiny_cohort
 
 
@@ -44,6 +45,12 @@ def float64() -> Iterator[None]:
     """jax computes in float64 inside this test only: closed forms hold to many digits."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture
+def several_slabs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small grids, too, are worked through in several slabs, the last of them thinner."""
+    monkeypatch.setattr(slabs, "SLAB_VOXELS", 40 * 34 * 7)
 
 
 @pytest.fixture(scope="module")

@@ -114,6 +114,18 @@ def test_a_pair_makes_three_figures(tmp_path: Path) -> None:
         drawn(file, count=3)
 
 
+def test_many_landmarks_stay_on_one_page(tmp_path: Path) -> None:
+    """The 40 largest errors of 300: as high as a figure of 40, not seven times as high."""
+    few, many = (np.random.default_rng(1).uniform(2, 9, (count, 3)) for count in (40, 300))
+    pages = []
+    for points in (few, many):
+        volumes = example() | {"fixed_points": points, "moving_points": points + 0.5}
+        names = [str(i) for i in range(len(points))]
+        files = figures.pair(tmp_path / str(len(points)) / "x", **volumes, spacing_mm=SPACING, names=names)
+        pages.append(drawn(files[-1], count=3))
+    assert abs(pages[1].shape[0] - pages[0].shape[0]) < 0.1 * pages[0].shape[0]
+
+
 def test_a_pair_without_landmarks_or_motion_still_draws(tmp_path: Path) -> None:
     none = {"fixed_points": np.zeros((0, 3)), "moving_points": np.zeros((0, 3))}
     still = {"displacement": np.zeros((*SHAPE, 3))}

@@ -157,6 +157,18 @@ def test_what_a_scan_does_not_show_has_no_value_and_no_slope() -> None:
     assert float(half) == pytest.approx(float(expected), rel=1e-5)
 
 
+def test_what_a_scan_does_not_show_has_no_slope_by_a_neighbours_window_either() -> None:
+    """Windows across the seam hold voxels of both sides; only what is shown may be moved by them."""
+    pair, _ = moved_pair(1.0)
+    known = jnp.broadcast_to(jnp.arange(SHAPE[2]) >= 12, SHAPE)
+    objective = OBJECTIVE._replace(image="lncc5")
+    slope = jax.grad(lambda v: refinement.terms(objective, v, pair._replace(moving_inside=known))["image"])(
+        jnp.zeros_like(bump(0.0))
+    )
+    assert float(jnp.abs(slope[:, :, :6]).max()) == 0  # field voxel 5 reaches to image voxel 11
+    assert float(jnp.abs(slope[:, :, 7:]).max()) > 0
+
+
 def test_worse_outcomes_give_the_start_back() -> None:
     pair, _ = moved_pair(1.0)
     start = bump(0.9)  # nearly right already

@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from lmreg_jax import elastix, slabs
+from lmreg_jax import elastix
 from lmreg_jax.errors import InputError
 from lmreg_jax.scans import LPS
 from lmreg_jax.transform_files import read_transform, write_displacement, write_itk
@@ -25,12 +25,7 @@ from tests import spaces
 from tests.spaces import LPS_SIGNS
 
 AIR = -1000.0
-
-
-@pytest.fixture(autouse=True)
-def several_slabs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small grids, too, are worked through in several slabs, the last of them thinner."""
-    monkeypatch.setattr(slabs, "SLAB_VOXELS", 40 * 34 * 7)
+pytestmark = pytest.mark.usefixtures("several_slabs")
 
 
 @pytest.mark.parametrize("form", [lambda t: t, spaces.backward, lambda t: affine_transform(t.post)])

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from lmreg_jax import slabs
 from lmreg_jax.scans import read_scan
 from lmreg_jax.transform_files import read_transform, write_displacement, write_itk
 from lmreg_jax.transform_inverse import inverse_points, invert
@@ -29,12 +28,7 @@ from tests import spaces
 from tests.spaces import LPS_SIGNS
 
 AIR = -1000.0
-
-
-@pytest.fixture(autouse=True)
-def several_slabs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small grids, too, are worked through in several slabs, the last of them thinner."""
-    monkeypatch.setattr(slabs, "SLAB_VOXELS", 40 * 34 * 7)
+pytestmark = pytest.mark.usefixtures("several_slabs")
 
 
 @pytest.mark.parametrize("number", [0, 13, 22, 35, 47])
