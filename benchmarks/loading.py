@@ -22,11 +22,13 @@ import jax
 
 from benchmarks import common
 from experiments import lung
-from experiments.data import load_cohort
-from experiments.supply import Supply
-from lmreg_jax import batches, compilation_cache, configuration
-from lmreg_jax.cohort import training_pairs
-from lmreg_jax.training import initial_state, parallel_train_step, replicate
+from experiments.run.data import load_cohort
+from experiments.run.supply import Supply
+from lmreg_jax import _compilation_cache as compilation_cache
+from lmreg_jax.cohort import batches
+from lmreg_jax.cohort.cohort import training_pairs
+from lmreg_jax.model import config as configuration
+from lmreg_jax.training.step import initial_state, parallel_train_step, replicate
 
 HEADS = ("grid", "batch", "resident (s a step)", "with loading (s a step)", "ratio", "one batch alone (s)")
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from lmreg_jax import model_files
 from lmreg_jax.cli import main as program
-from lmreg_jax.volumes import write_volume
+from lmreg_jax.imaging.volume import write_volume
+from lmreg_jax.model import weights
 from tests.tiny_cohort import random_pull, subject
 
 ROOT = Path(__file__).parents[1]
@@ -54,7 +54,7 @@ def test_the_readme_s_registration_in_python_runs(tmp_path: Path, monkeypatch: p
     monkeypatch.chdir(tmp_path)
     for i, name in enumerate(("fixed", "moving")):
         write_volume(f"{name}.nii.gz", subject(random_pull(i))[0])
-    shutil.copytree(model_files.DEFAULT, tmp_path / "runs" / "lung")
+    shutil.copytree(weights.DEFAULT, tmp_path / "runs" / "lung")
     names: dict[str, Any] = {}
     exec(block.replace("refine=60", "refine=2"), names)
     assert (tmp_path / "transform.h5").exists()

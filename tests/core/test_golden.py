@@ -1,0 +1,261 @@
+"""VoxelMorph's own numbers (shared data `golden/`, see its README), values and gradients.
+
+Tolerances are the README's: what float32 rounding in another order of sums leaves, by its
+comparison with float64.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lmreg_jax.core import fields, landmarks, posterior, prior, similarity
+from lmreg_jax.core import objective as eq7
+from lmreg_jax.model.keras import import_keras
+from lmreg_jax.model.unet import UNet
+from tests.numerics import relative
+from tests.shared_data import shared
+
+Arrays = dict[str, Any]
+GRID = "g19x26x33"
+MODEL = UNet()
+
+warp = jax.jit(fields.warp)
+compose = jax.jit(fields.compose)
+integrate = jax.jit(fields.integrate, static_argnames="steps")
+
+
+def golden(name: str) -> Arrays:
+    with np.load(shared(f"golden/{name}.npz")) as file:
+        return {key: file[key] for key in file.files if key != "meta"}
+
+
+@pytest.mark.parametrize("case", ["smooth", "far", "zero", "shift", "half", "noise"])
+def test_warp(case: str) -> None:
+    data = golden(f"warp_{GRID}")
+    exact = case in ("zero", "shift")
+    found = warp(data["image"], data[f"disp_{case}"])
+    np.testing.assert_allclose(found, data[f"warped_{case}"], rtol=0, atol=0 if exact else 2e-6)
+    if f"nearest_{case}" in data:
+        found = fields.warp_nearest(data["labels"], data[f"disp_{case}"])
+        np.testing.assert_array_equal(found, data[f"nearest_{case}"])
+
+
+def test_warp_of_a_field() -> None:
+    data = golden(f"warp_{GRID}")
+    found = warp(data["vec"], data["disp_smooth"])
+    np.testing.assert_allclose(found, data["warped_vec"], rtol=0, atol=5e-6)
+
+
+@pytest.mark.parametrize(
+    ("result", "source", "sign", "steps", "atol"),
+    [
+        ("disp_5", "vel", 1, 5, 1e-5),
+        ("disp_7", "vel", 1, 7, 1e-5),
+        ("disp_neg_5", "vel", -1, 5, 1e-5),
+        ("disp_neg_7", "vel", -1, 7, 1e-5),
+        ("strong_7", "vel_strong", 1, 7, 3e-5),
+    ],
+)
+def test_integrate(result: str, source: str, sign: int, steps: int, atol: float) -> None:
+    data = golden(f"integrate_{GRID}")
+    found = integrate(sign * data[source], steps=steps)
+    np.testing.assert_allclose(found, data[result], rtol=0, atol=atol)
+
+
+def test_upsample_by_index_over_two() -> None:
+    data = golden(f"resize_{GRID}")
+    found = fields.upsample(data["half"], data["full"].shape[:3])
+    np.testing.assert_allclose(found, data["full"], rtol=0, atol=2e-6)
+    np.testing.assert_array_equal(found[::2, ::2, ::2], data["full"][::2, ::2, ::2])
+
+
+def test_compose() -> None:
+    data = golden(f"compose_{GRID}")
+    a, b, c, image = (data[name] for name in ("A", "B", "C", "image"))
+    for name, found, atol in (
+        ("AB", compose(a, b), 5e-6),
+        ("BA", compose(b, a), 5e-6),
+        ("ABC", compose(a, compose(b, c)), 5e-6),
+        ("seq_AB", warp(warp(image, a), b), 3e-6),
+        ("warp_AB", warp(image, compose(a, b)), 3e-6),
+    ):
+        np.testing.assert_allclose(found, data[name], rtol=0, atol=atol, err_msg=name)
+
+
+def test_points() -> None:
+    data = golden(f"points_{GRID}")
+    for factor, name in ((1, "moved"), (2, "moved_resize2")):
+        found = landmarks.move_points(factor * data["disp"], data["points"])
+        np.testing.assert_allclose(found, data[name], rtol=0, atol=1e-5)
+
+
+def test_degree_and_smoothness() -> None:
+    data = golden(f"kl_{GRID}")
+    degrees = prior.degree(data["mean"].shape[:3])[..., None]
+    np.testing.assert_array_equal(np.broadcast_to(degrees, data["D"].shape), data["D"])
+    smooth = prior.squared_differences(jnp.asarray(data["mean"])) / 6  # theirs: .5 / 3 of the sum
+    np.testing.assert_allclose(smooth, data["prec_loss"], rtol=2e-6)
+
+
+@pytest.mark.parametrize("precision", [10, 25])
+def test_kl_and_its_gradients(precision: int) -> None:
+    data = golden(f"kl_{GRID}")
+    mean, log_variance = data["mean"], data["log_sigma"]
+    kl = jax.jit(jax.value_and_grad(prior.kl_divergence, argnums=(0, 1)))
+    value, slopes = kl(mean, log_variance, precision=precision)
+    np.testing.assert_allclose(value, data[f"kl_lambda{precision}"], rtol=2e-6)
+    voxels = np.prod(mean.shape[:3])
+    for slope, name in zip(slopes, ("mean", "log_sigma"), strict=True):
+        expected = data[f"grad_{name}_lambda{precision}"]
+        np.testing.assert_allclose(voxels * slope, voxels * expected, rtol=0, atol=5e-6)
+
+
+def test_a_draw_with_their_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = golden(f"kl_{GRID}")
+    monkeypatch.setattr(jax.random, "normal", lambda *_: data["noise"])
+    q = posterior.Posterior(data["mean"], data["log_sigma"])
+    found = posterior.draw(jax.random.key(0), q)
+    np.testing.assert_allclose(found, data["z_sample"], rtol=0, atol=1e-6)
+
+
+def test_mean_square() -> None:
+    data = golden(f"losses_{GRID}")
+    error = similarity.mean_squared_error(jnp.asarray(data["I"]), jnp.asarray(data["J"]))
+    for sigma in (0.02, 0.01):
+        scale = eq7.image_scale(eq7.Objective("voxelmorph", image_sigma=sigma), 2)
+        np.testing.assert_allclose(scale * error, data[f"recon_sigma{sigma}"], rtol=5e-6)
+
+
+def test_local_correlation_away_from_the_border() -> None:
+    """Theirs counts zeros beyond the border; windows that lie inside are the same, but for our 1e-8
+    beside the product of variances V: theirs times V / (V + 1e-8).
+
+    A voxel's gradient is theirs where all windows that hold it lie inside, 8 voxels in. The 1e-8
+    is one of its 1e-3 parts there (V is 9e-6 at least, 6e-5 by the median).
+    """
+    data = golden(f"losses_{GRID}")
+    pair = data["I"], data["J"]
+    inside, deep = (slice(4, -4),) * 3, (slice(8, -8),) * 3
+    variances = [windows(image).var((-3, -2, -1)) for image in pair]
+    product = variances[0] * variances[1]
+    expected = data["dev_ncc_map"][inside] * product / (product + 1e-8)
+    found = jax.jit(similarity.local_correlation)(*pair)
+    np.testing.assert_allclose(found[inside], expected, rtol=0, atol=2e-4)
+    slope = jax.jit(jax.grad(similarity.one_minus_local_correlation, argnums=1))(*pair)
+    assert relative(slope[deep], data["grad_J_ncc"][deep]) < 5e-3
+
+
+def windows(image: np.ndarray) -> np.ndarray:
+    """All 9^3 windows that lie inside, in float64: `[X - 8, Y - 8, Z - 8, 9, 9, 9]`."""
+    return np.lib.stride_tricks.sliding_window_view(image.astype(float), (9, 9, 9))
+
+
+@pytest.mark.parametrize("case", ["smooth", "far", "zero", "shift", "half"])
+def test_gradients_of_warp(case: str) -> None:
+    expected, data = golden(f"grads_{GRID}"), golden(f"warp_{GRID}")
+
+    def weighted(image: jax.Array, displacement: jax.Array) -> jax.Array:
+        return jnp.sum(expected["cot1"] * fields.warp(image, displacement))
+
+    slopes = jax.jit(jax.grad(weighted, argnums=(0, 1)))(data["image"], data[f"disp_{case}"])
+    assert relative(slopes[0], expected[f"gradimg_{case}"]) < 1e-5
+    assert relative(slopes[1], expected[f"graddisp_{case}"]) < 1e-5
+
+
+def test_gradient_of_integrate() -> None:
+    expected, data = golden(f"grads_{GRID}"), golden(f"integrate_{GRID}")
+
+    def weighted(velocity: jax.Array) -> jax.Array:
+        return jnp.sum(expected["cot3"] * fields.integrate(velocity, steps=7))
+
+    assert relative(jax.jit(jax.grad(weighted))(data["vel"]), expected["gradvel_7"]) < 1e-5
+
+
+def network(objective: eq7.Objective) -> Callable[..., Any]:
+    """((loss, all before it), (its gradients by parameters and moving)); the mean, not a draw."""
+
+    def loss(params: Any, moving: jax.Array, fixed: jax.Array) -> tuple[jax.Array, Arrays]:
+        both = MODEL.apply(params, moving[None], fixed[None])
+        q = jax.tree.map(lambda a: a[0], both)
+        displacement = eq7.displacement_of(q.mean, fixed.shape, stride=2, steps=7)
+        none = jnp.zeros((0, 3))
+        by_name = eq7.terms(objective, q, displacement, fixed, moving, none, none, none[:, 0])
+        results = {
+            "mean": q.mean,
+            "log_sigma": q.log_variance,
+            "disp_half": fields.integrate(q.mean),
+            "disp": displacement,
+            "warped": fields.warp(moving, displacement),
+            "recon_loss": by_name["image"],
+            "kl_loss": by_name["kl"],
+            "total_loss": eq7.total(objective, by_name),
+        }
+        return results["total_loss"], results
+
+    return jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
+
+
+ATOL = {"mean": 2e-5, "log_sigma": 2e-5, "disp_half": 5e-5, "disp": 5e-5, "warped": 2e-5}
+STAGES = {"enc": "encoder", "dec": "decoder"}
+
+
+def ours(name: str) -> str:
+    """The name in our tree of one of theirs: enc0, dec4 (after four of the decoder), flow, .."""
+    if name in ("flow", "log_sigma"):
+        return {"flow": "mean", "log_sigma": "log_variance"}[name]
+    stage, number = name[:3], int(name[3:])
+    return "final_0" if (stage, number) == ("dec", 4) else f"{STAGES[stage]}_{number}"
+
+
+def compare(found: Any, data: Arrays, rename: Callable[[str], str], gradients: float) -> None:
+    (_, results), (by_params, by_moving) = found
+    for name, value in results.items():
+        if name in ATOL:
+            np.testing.assert_allclose(value, data[name], rtol=0, atol=ATOL[name], err_msg=name)
+        else:
+            np.testing.assert_allclose(value, data[name], rtol=1e-5, err_msg=name)
+    assert relative(by_moving, data["grad_moving"]) < gradients
+    names = [n for n in data if re.fullmatch(r"grad_.*_(kernel|bias)", n)]
+    assert len(names) == 22
+    for name in names:
+        layer, part = name.removeprefix("grad_").rsplit("_", 1)
+        error = relative(by_params["params"][rename(layer)][part], data[name])
+        assert error < gradients, f"{name}: {error}"
+
+
+def test_the_whole_network_with_random_weights() -> None:
+    data = golden("net_random_g32x48x64")
+    layers = {n[2:-7] for n in data if re.fullmatch(r"w_.*_kernel", n)}
+    params = {ours(n): {part: data[f"w_{n}_{part}"] for part in ("kernel", "bias")} for n in layers}
+    objective = eq7.Objective("voxelmorph", precision=25, image_sigma=0.01)
+    found = network(objective)({"params": params}, data["moving"], data["fixed"])
+    compare(found, data, ours, gradients=5e-4)
+
+
+def test_the_brain_network_with_its_own_weights(float64: None) -> None:
+    """In float64: in float32 the gradient of the moving image is 8e-5 off instead of 1.5e-5, since
+    another order of sums than theirs puts some positions on the other side of an integer."""
+    weights = shared("voxelmorph/miccai2018_10_02_init1.h5")
+    pytest.importorskip("h5py")
+    data: Arrays = {}
+    for part in ("io", "half", "disp", "grads"):
+        data |= golden(f"net_init1_{part}_crop64x80x96_A")
+    order = [*(f"encoder_{i}" for i in range(4)), *(f"decoder_{i}" for i in range(4)), "final_0"]
+    names = {f"conv3d_{236 + i}": name for i, name in enumerate(order)}
+    names |= {"flow": "mean", "log_sigma": "log_variance"}
+    objective = eq7.Objective("voxelmorph", precision=10, image_sigma=0.02)
+    data["moving"], data["fixed"] = (data[name].astype(float) for name in ("moving", "fixed"))
+    params = jax.tree.map(jnp.float64, import_keras(weights, MODEL))
+    found = network(objective)(params, data["moving"], data["fixed"])
+    compare(found, data, names.__getitem__, gradients=5e-5)
+    # The other direction: the fixed image by the integral of -mean.
+    backward = eq7.displacement_of(-found[0][1]["mean"], data["fixed"].shape, stride=2, steps=7)
+    warped = warp(data["fixed"], backward)
+    np.testing.assert_allclose(warped, data["warped_fixed"], rtol=0, atol=2e-5)
