@@ -22,7 +22,7 @@ from lmreg_jax.core import objective as eq7
 from lmreg_jax.core.posterior import Posterior
 from lmreg_jax.model import registrar
 from lmreg_jax.model.unet import UNet
-from lmreg_jax.training.step import Batch
+from lmreg_jax.types import Batch
 
 OBJECTIVE = eq7.Objective(image_sigma=0.05, landmark_weight=2.0)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.run import provenance
-from lmreg_jax.imaging.volume import replacing
+from lmreg_jax.io.tables import replacing
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path("benchmarks/results")

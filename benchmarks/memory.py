@@ -30,7 +30,9 @@ STAGES = ("imports", "prepare", "open", "batches")
 
 def write_cohort(root: Path, count: int, edge: int) -> None:
     """`count` training cases of edge^3 voxels, CT in HU, two lungs, five landmarks."""
-    from lmreg_jax.imaging.volume import Volume, write_points, write_volume
+    from lmreg_jax.imaging.volume import Volume
+    from lmreg_jax.io.nifti import write_volume
+    from lmreg_jax.io.points import write_points
 
     spacing = 288.0 / edge
     affine = np.diag([spacing, spacing, spacing, 1.0])
@@ -89,7 +91,8 @@ def measure(root: Path, cache: Path, edge: int, count: int, prepared: bool) -> d
     done("open" if prepared else "prepare")
     if prepared:
         supply, pairs = Supply(cohort, "strict"), training_pairs(cohort)
-        reference.of_cases(supply.each("train", ["lungs"]), cohort.spacing_mm)
+        masks = (c.lungs for c in supply.each("train", ["lungs"]) if c.lungs is not None)
+        reference.of_masks(masks, cohort.spacing_mm)
         for step in range(count):
 
             def draw(usable: object, step: int = step) -> list[batches.Pair]:

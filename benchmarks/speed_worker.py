@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from benchmarks import common
-from lmreg_jax.training.step import Batch
+from lmreg_jax.types import Batch
 
 ITEMS = ("network", "integrate", "warp", "register", "step")
 FEATURES = {"encoder": (16, 32, 32, 32), "decoder": (32, 32, 32, 32), "final": (16,)}

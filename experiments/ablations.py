@@ -28,11 +28,11 @@ from experiments.comparison.report import pooled
 from experiments.run import command, provenance
 from experiments.run.data import load_cohort
 from lmreg_jax import _compilation_cache as compilation_cache
+from lmreg_jax._records import plain
 from lmreg_jax.cohort.cohort import Cohort, held_out_pairs, split_names
 from lmreg_jax.errors import InputError, exits_cleanly
-from lmreg_jax.evaluation import cohort as evaluation
 from lmreg_jax.evaluation.metrics import Summary
-from lmreg_jax.imaging.volume import replacing
+from lmreg_jax.io.tables import replacing
 from lmreg_jax.model import config as configuration
 from lmreg_jax.model import registrar
 
@@ -211,7 +211,7 @@ def write(workdir: Path, config: ConfigDict, cohort: Cohort, rows: Sequence[dict
     """ablations.md, .csv, .tex and .json."""
     tables.write(workdir, [table(config, cohort, rows)])
     with replacing(workdir / "ablations.json") as temporary:
-        text = json.dumps(evaluation.plain({"config": config.to_dict(), "rows": list(rows)}), indent=1)
+        text = json.dumps(plain({"config": config.to_dict(), "rows": list(rows)}), indent=1)
         temporary.write_text(text + "\n", encoding="utf-8")
 
 

@@ -23,8 +23,10 @@ from lmreg_jax import _compilation_cache as compilation_cache
 from lmreg_jax.cohort.cohort import Cohort, held_out_pairs
 from lmreg_jax.errors import InputError, exits_cleanly
 from lmreg_jax.evaluation import cohort as evaluation
+from lmreg_jax.evaluation.tables import write_tables
 from lmreg_jax.model import config as configuration
 from lmreg_jax.model import registrar
+from lmreg_jax.report.cohort import write_figures
 
 
 def held_out_evaluation(
@@ -49,8 +51,8 @@ def held_out_evaluation(
 
     def write(usable: Sequence[tuple[str, str]]) -> None:
         results = evaluation.evaluate_pairs(register, cohort, usable)
-        evaluation.write_tables(output, results, cohort)
-        evaluation.write_figures(output / "figures", register, cohort, usable, results)
+        write_tables(output, results, cohort)
+        write_figures(output / "figures", register, cohort, usable, results)
 
     Supply(cohort, policy).scored(write, pairs)
     provenance.record(output, register.config, program="evaluate")

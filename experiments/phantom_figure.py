@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 from lmreg_jax.anatomy.segmentation import segment_lungs
 from lmreg_jax.errors import exits_cleanly
 from lmreg_jax.imaging.resampling import resample
-from lmreg_jax.imaging.volume import Volume, read_volume, spacing
+from lmreg_jax.imaging.volume import Volume, spacing
+from lmreg_jax.io.nifti import read_volume
 from lmreg_jax.phantom import thorax
 
 GRID_MM = 2.0

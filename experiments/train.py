@@ -36,6 +36,7 @@ from lmreg_jax.errors import InputError, exits_cleanly
 from lmreg_jax.evaluation import cohort as evaluation
 from lmreg_jax.model import checkpoint, keras, registrar
 from lmreg_jax.model import config as configuration
+from lmreg_jax.training.config import make_augmentation, make_optimiser
 from lmreg_jax.training.step import initial_state, parallel_train_step, replicate, unreplicate
 
 log = logging.getLogger("experiments.train")
@@ -115,12 +116,13 @@ def story(
     supply = Supply(cohort, policy, workdir if team.lead else None)
 
     if team.lead:
-        lungs = reference.of_cases(supply.each("train", ["lungs"]), cohort.spacing_mm)
+        masks = (c.lungs for c in supply.each("train", ["lungs"]) if c.lungs is not None)
+        lungs = reference.of_masks(masks, cohort.spacing_mm)
         if lungs is not None:
             reference.write(workdir, lungs)
 
     network = configuration.network(config)
-    optimiser = configuration.optimiser(config)
+    optimiser = make_optimiser(config)
     params = initial_params(config) if team.lead else configuration.initial_params(config)
     state = initial_state(params, optimiser)
     register = registrar.registrar(config, params)  # Once: each one compiles anew.
@@ -131,7 +133,7 @@ def story(
             apply=network.apply,
             objective=configuration.objective(config, factor),
             optimiser=optimiser,
-            augment=configuration.augment(config, factor),
+            augment=make_augmentation(config, factor),
             passes=config.model.passes,
             rematerialise=config.train.rematerialise,
         )

@@ -12,8 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lmreg_jax.errors import InputError
-from lmreg_jax.imaging.volume import Volume, read_volume, write_volume
-from lmreg_jax.io.tables import read_points, write_points
+from lmreg_jax.imaging.volume import Volume
+from lmreg_jax.io.nifti import read_volume, write_volume
+from lmreg_jax.io.points import read_points, write_points
+from lmreg_jax.training.config import make_augmentation, make_optimiser
 
 GRID = np.array([[-2.0, 0, 0, 10], [0, 2.5, 0, -12], [0, 0, 3, -9], [0, 0, 0, 1]])
 POINTS = {f"landmark_{i}": np.array([i - 3.25, 2.0 * i, 1.5]) for i in range(5)}
@@ -65,18 +67,18 @@ def _points(folder: Path) -> list[Path]:
 
 def _points_any(suffix: str) -> Callable[[Path], list[Path]]:
     def write(folder: Path) -> list[Path]:
-        from lmreg_jax.io.points import write_points_any
+        from lmreg_jax.io.points import write_points
 
-        write_points_any(folder / f"points{suffix}", POINTS)
+        write_points(folder / f"points{suffix}", POINTS)
         return [folder / f"points{suffix}"]
 
     return write
 
 
 def _read_points_any(path: Path) -> object:
-    from lmreg_jax.io.points import read_points_any
+    from lmreg_jax.io.points import read_points
 
-    return read_points_any(path, unit="mm" if path.name.endswith(".csv") else None)
+    return read_points(path, unit="mm" if path.name.endswith(".csv") else None)
 
 
 CASES = "case,split,image,lungs,lobes,landmarks,points\n" + "".join(
@@ -126,8 +128,8 @@ def _read_config(path: Path) -> object:
     configuration.validate(config)
     configuration.network(config)
     configuration.objective(config)
-    configuration.optimiser(config)
-    return configuration.augment(config)
+    make_optimiser(config)
+    return make_augmentation(config)
 
 
 def _read_lungs(path: Path) -> object:
@@ -287,7 +289,7 @@ def _itk_image(suffix: str) -> Callable[[Path], list[Path]]:
 
 
 def _read_scan(path: Path) -> object:
-    from lmreg_jax.io.scan import read_scan
+    from lmreg_jax.io.read import read_scan
 
     return read_scan(path)
 

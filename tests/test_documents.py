@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from lmreg_jax.cli import main as program
-from lmreg_jax.imaging.volume import write_volume
+from lmreg_jax.io.nifti import write_volume
 from lmreg_jax.model import weights
 from tests.tiny_cohort import random_pull, subject
 

@@ -20,11 +20,11 @@ from experiments.comparison.methods import TITLES, Method, Result, seconds_on_cp
 from experiments.comparison.report import Results
 from experiments.comparison.tables import Table
 from experiments.run import provenance
+from lmreg_jax._records import plain
 from lmreg_jax.cohort.cohort import Cohort
 from lmreg_jax.errors import InputError
 from lmreg_jax.evaluation import baselines, metrics
-from lmreg_jax.evaluation import cohort as evaluation
-from lmreg_jax.imaging.volume import replacing
+from lmreg_jax.io.tables import replacing
 from lmreg_jax.model.registrar import Registrar
 
 SYNTHETIC = (
@@ -82,7 +82,7 @@ def write(
     }
     for name, content in (
         ("comparison.md", text),
-        ("comparison.json", json.dumps(evaluation.plain(summary), indent=1) + "\n"),
+        ("comparison.json", json.dumps(plain(summary), indent=1) + "\n"),
     ):
         with replacing(workdir / name) as temporary:
             temporary.write_text(content, encoding="utf-8")

@@ -14,7 +14,7 @@ from experiments.comparison.methods import TITLES
 from experiments.comparison.report import Results, by_landmark, values
 from experiments.comparison.stats import bootstrap
 from lmreg_jax.cohort.cohort import Cohort
-from lmreg_jax.imaging.volume import replacing
+from lmreg_jax.io.tables import replacing
 from lmreg_jax.report.planes import PLANES, View, cut
 
 Array = NDArray[Any]

@@ -17,7 +17,8 @@ from tqdm import tqdm
 
 from experiments.comparison.settings import RefinementSettings
 from experiments.comparison.store import Call, digest, stored
-from lmreg_jax.cohort.cohort import Case, Cohort
+from lmreg_jax.cohort.case import Case
+from lmreg_jax.cohort.cohort import Cohort
 from lmreg_jax.core import fields
 from lmreg_jax.core.objective import displacement_of, field_stride
 from lmreg_jax.evaluation import baselines, metrics

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from lmreg_jax.evaluation.baselines import Answer
-from lmreg_jax.imaging.volume import replacing
+from lmreg_jax.io.tables import replacing
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lmreg_jax.evaluation.metrics import Summary
-from lmreg_jax.imaging.volume import replacing
+from lmreg_jax.io.tables import replacing
 
 HOLE = "–"  # nothing there: a method that failed, or a number that does not exist
 LATEX = {

@@ -10,7 +10,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from scipy import ndimage
 
 from lmreg_jax.errors import InputError
-from lmreg_jax.imaging.volume import read_table
+from lmreg_jax.io.tables import read_table
 from lmreg_jax.report.planes import Array, save
 
 

@@ -15,7 +15,6 @@ import socket
 import subprocess
 import sys
 import time
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ import jax
 from ml_collections import ConfigDict
 
 import lmreg_jax
+from lmreg_jax._records import version
 from lmreg_jax.io.tables import replacing
 
 FILE = "versions.json"
@@ -86,7 +86,7 @@ def current(config: ConfigDict) -> dict[str, Any]:
         "processors": os.cpu_count(),
         "devices": {kind: kinds.count(kind) for kind in sorted(set(kinds))},
         "processes": jax.process_count(),
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": {name: version(name) for name in PACKAGES},
         "git_commit": git_commit(Path(lmreg_jax.__file__).parents[1]),
         "environment": {k: os.environ[k] for k in ("XLA_FLAGS", "JAX_PLATFORMS") if os.environ.get(k)},
         "initial_weights_sha256": _sha256(config.init.weights),
@@ -124,13 +124,6 @@ def _git(folder: Path, *arguments: str) -> str:
     return subprocess.run(
         command, capture_output=True, text=True, timeout=10, check=True, encoding="utf-8"
     ).stdout.strip()
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _sha256(weights: str) -> str | None:

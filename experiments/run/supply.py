@@ -15,11 +15,12 @@ from typing import TypeVar
 
 from lmreg_jax.cohort import batches
 from lmreg_jax.cohort.cache import LostCase, fresh
-from lmreg_jax.cohort.cohort import Case, Cohort
+from lmreg_jax.cohort.case import Case
+from lmreg_jax.cohort.cohort import Cohort
 from lmreg_jax.cohort.pairs import AllPairs
 from lmreg_jax.errors import InputError
 from lmreg_jax.io.tables import replacing
-from lmreg_jax.training.step import Batch
+from lmreg_jax.types import Batch
 
 FILE = "skipped_cases.json"
 NEEDED = ("image", "inside")  # of a case, for a batch; its points are in memory already

@@ -25,8 +25,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from lmreg_jax.errors import InputError
-from lmreg_jax.imaging._downsampling import downsample
-from lmreg_jax.imaging.resampling import inside, resample
+from lmreg_jax.imaging.resampling import downsample, inside, resample
 from lmreg_jax.imaging.volume import Volume, apply_affine
 
 Array = NDArray[Any]

@@ -14,11 +14,9 @@ from numpy.typing import NDArray
 
 from lmreg_jax.affine import elastix, moments
 from lmreg_jax.anatomy.lungs import cut_off
-from lmreg_jax.cohort.lungs import cropped
 from lmreg_jax.errors import InputError
-from lmreg_jax.imaging.intensity import bounding_box_mm
 from lmreg_jax.imaging.resampling import resample
-from lmreg_jax.imaging.volume import Volume, apply_affine, spacing
+from lmreg_jax.imaging.volume import Volume, apply_affine, bounding_box_mm, cropped, spacing
 
 log = logging.getLogger(__name__)
 

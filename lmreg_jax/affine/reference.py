@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lmreg_jax.affine.moments import mask_moments
-from lmreg_jax.cohort.case import Case
 from lmreg_jax.errors import InputError
-from lmreg_jax.imaging.volume import Volume, replacing
+from lmreg_jax.imaging.volume import Volume
+from lmreg_jax.io.tables import replacing
 
 FILE = "lungs.json"
 
@@ -29,10 +29,10 @@ class ReferenceLungs(NamedTuple):
     sd_mm: NDArray[Any]
 
 
-def of_cases(cases: Iterable[Case], spacing_mm: Sequence[float]) -> ReferenceLungs | None:
-    """Averaged over the cases' masks, each lung of equal weight; None where no case has a mask."""
+def of_masks(masks: Iterable[NDArray[Any]], spacing_mm: Sequence[float]) -> ReferenceLungs | None:
+    """Averaged over lung masks [X, Y, Z] on one grid, all of equal weight; None where there is none."""
     grid = np.diag([*spacing_mm, 1.0])
-    moments = [mask_moments(Volume(c.lungs, grid)) for c in cases if c.lungs is not None and c.lungs.any()]
+    moments = [mask_moments(Volume(mask, grid)) for mask in masks if mask.any()]
     if not moments:
         return None
     return ReferenceLungs(

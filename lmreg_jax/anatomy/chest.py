@@ -8,11 +8,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lmreg_jax.anatomy.lungs import LEFT, RIGHT
+from lmreg_jax.anatomy.lungs import LEFT, RIGHT, lung_report
+from lmreg_jax.anatomy.segmentation import segment_lungs
 from lmreg_jax.errors import InputError
 from lmreg_jax.imaging import intensity
 from lmreg_jax.imaging.volume import Volume, spacing
-from lmreg_jax.io.scan import Scan, read_mask, read_scan
+from lmreg_jax.io.read import read_mask, read_scan
+from lmreg_jax.io.scan import Scan
 
 Array = NDArray[Any]
 
@@ -46,7 +48,7 @@ def read_side(path: str | os.PathLike[str], mask: str | os.PathLike[str] | None 
     check_ct(scan)
     if mask is None:
         try:
-            lungs, source = intensity.segment_lungs(scan.volume), "segmented"
+            lungs, source = segment_lungs(scan.volume), "segmented"
         except InputError:
             raise InputError(
                 f"{path}: no lungs found, there is no air inside a body (a scan of head or abdomen?);"
@@ -55,7 +57,7 @@ def read_side(path: str | os.PathLike[str], mask: str | os.PathLike[str] | None 
     else:
         lungs, source = _sided(read_mask(mask, scan)), "given"
         _check_lungs(mask, lungs, scan)
-    report = intensity.lung_report(lungs)
+    report = lung_report(lungs)
     if np.any(lungs.data == RIGHT):
         warnings = (*scan.notes, *report.warnings)
         return Side(scan, lungs, source, (report.left_litres, report.right_litres), warnings)

@@ -25,14 +25,6 @@ class LungReport(NamedTuple):
     warnings: tuple[str, ...]
 
 
-def looks_like_ct(volume: Volume) -> bool:
-    """Whether the intensities can be Hounsfield units: much air, much soft tissue."""
-    sample = volume.data[::3, ::3, ::3]
-    air = np.mean((sample > -1100) & (sample < -400))
-    tissue = np.mean((sample > -150) & (sample < 200))
-    return bool(sample.min() < -700 and air > 0.03 and tissue > 0.03)
-
-
 def lung_report(mask: Volume) -> LungReport:
     """Volumes of the two lungs of a mask (1 left, 2 right), and what makes the mask doubtful."""
     litre = abs(np.linalg.det(mask.affine[:3, :3])) / 1e6

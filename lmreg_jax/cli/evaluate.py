@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lmreg_jax._records import plain, versions
 from lmreg_jax.cli.console import Clock
 from lmreg_jax.errors import InputError
 
@@ -93,9 +94,8 @@ def _check(args: argparse.Namespace) -> None:
 
 def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     """All figures, ready for JSON; what is not known is None. Raises InputError."""
-    from lmreg_jax.evaluation import cohort
     from lmreg_jax.imaging.transforms import identity_transform
-    from lmreg_jax.io.scan import read_mask, read_scan
+    from lmreg_jax.io.read import read_mask, read_scan
     from lmreg_jax.io.transforms import read_transform
 
     clock = Clock(quiet=not sys.stderr.isatty())
@@ -116,10 +116,10 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
         "moving": args.moving,
         "transform_file": args.transform,
         **columns,
-        "versions": cohort.versions(),
+        "versions": versions(),
     }
-    plain: dict[str, Any] = cohort.plain(result)
-    return plain
+    answer: dict[str, Any] = plain(result)
+    return answer
 
 
 def table(result: dict[str, Any]) -> str:
@@ -147,12 +147,11 @@ def _looked_up(column: dict[str, Any], key: str) -> Any:
 def _points(
     args: argparse.Namespace, fixed: Scan, moving: Scan
 ) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
-    from lmreg_jax.io.point_checks import check_points
-    from lmreg_jax.io.points import read_points_any
+    from lmreg_jax.io.points import check_points, read_points
 
     sides = []
     for path, scan in ((args.fixed_landmarks, fixed), (args.moving_landmarks, moving)):
-        points = read_points_any(path, scan, args.points_unit)
+        points = read_points(path, scan, args.points_unit)
         check_points(path, points, scan)
         sides.append(points)
     a, b = sides

@@ -56,6 +56,7 @@ def run(args: argparse.Namespace) -> None:
     from lmreg_jax.affine import elastix
     from lmreg_jax.cohort.preprocess import KNOWN, prepare, sources
     from lmreg_jax.report.output import check_output, new_folder
+    from lmreg_jax.report.overview import quality_picture
 
     check_output(args.output, force=args.force, known=KNOWN)
     given = sources(args.scans, args.masks)
@@ -72,6 +73,7 @@ def run(args: argparse.Namespace) -> None:
             spacing_mm=args.spacing,
             affine=args.affine,
             say=clock.say,
+            picture=quality_picture,
         )
     for name, case in record["cases"].items():
         for warning in case["warnings"]:

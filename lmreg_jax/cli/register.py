@@ -157,8 +157,7 @@ def _model(given: str | None) -> Model | None:
 def _read(args: argparse.Namespace, clock: Clock) -> tuple[Side, Side, Any]:
     """Both scans with their lungs, and the landmarks of both or None."""
     from lmreg_jax.anatomy.chest import read_side
-    from lmreg_jax.io.point_checks import check_points
-    from lmreg_jax.io.points import read_points_any
+    from lmreg_jax.io.points import check_points, read_points
 
     if (
         os.path.exists(args.fixed)
@@ -173,7 +172,7 @@ def _read(args: argparse.Namespace, clock: Clock) -> tuple[Side, Side, Any]:
         sides.append(side)
         file = getattr(args, f"{role}_landmarks")
         if file:
-            found = read_points_any(file, side.scan)
+            found = read_points(file, side.scan)
             check_points(file, found, side.scan)
             points.append(found)
     if points and not set(points[0]) & set(points[1]):

@@ -114,9 +114,8 @@ def _warp_points(args: argparse.Namespace, transform: Transform) -> None:
 
     from lmreg_jax.imaging.inverse import inverse_points
     from lmreg_jax.imaging.transforms import covers, transform_points
-    from lmreg_jax.io.point_checks import check_points
-    from lmreg_jax.io.points import holds_voxels, read_points_any, write_points_any
-    from lmreg_jax.io.scan import read_scan
+    from lmreg_jax.io.points import check_points, holds_voxels, read_points, write_points
+    from lmreg_jax.io.read import read_scan
 
     unit = "voxel" if holds_voxels(args.points, args.points_unit) else args.points_unit
     if unit == "voxel" and not (args.source and args.reference):
@@ -126,7 +125,7 @@ def _warp_points(args: argparse.Namespace, transform: Transform) -> None:
         )
     source = read_scan(args.source) if args.source else None
     reference = read_scan(args.reference) if args.reference else None
-    points = read_points_any(args.points, source, args.points_unit)
+    points = read_points(args.points, source, args.points_unit)
     if source is not None:
         check_points(args.points, points, source)
     values = np.array(list(points.values()))
@@ -138,7 +137,7 @@ def _warp_points(args: argparse.Namespace, transform: Transform) -> None:
             f"{args.transform}: a displacement field that ends before {np.count_nonzero(~defined)} of "
             f"{len(points)} points ({names}); use the composite transform (.h5), which holds everywhere"
         )
-    write_points_any(args.output, dict(zip(points, moved, strict=True)), reference, unit)
+    write_points(args.output, dict(zip(points, moved, strict=True)), reference, unit)
 
 
 def _warp_grid(args: argparse.Namespace, transform: Transform) -> None:
@@ -146,7 +145,8 @@ def _warp_grid(args: argparse.Namespace, transform: Transform) -> None:
 
     from lmreg_jax.imaging.inverse import invert
     from lmreg_jax.imaging.transforms import warp_image, warp_labels
-    from lmreg_jax.io.scan import read_scan, whole_labels, write_native
+    from lmreg_jax.io.nifti import write_native
+    from lmreg_jax.io.read import read_scan, whole_labels
 
     name = args.image or args.labels
     scan, reference = read_scan(name), read_scan(args.reference)

@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from lmreg_jax.cohort.cohort import Case, images_of_pair
+from lmreg_jax.cohort.case import Case, images_of_pair
 from lmreg_jax.cohort.pairs import AllPairs
-from lmreg_jax.training.step import Batch
+from lmreg_jax.types import Batch
 
 T = TypeVar("T")
 Pair = tuple[str, str]

@@ -18,7 +18,15 @@ from lmreg_jax.cohort.table import Row
 from lmreg_jax.errors import InputError
 from lmreg_jax.imaging import intensity
 from lmreg_jax.imaging.resampling import inside, resample
-from lmreg_jax.imaging.volume import Volume, apply_affine, read_volume
+from lmreg_jax.imaging.volume import (
+    Volume,
+    apply_affine,
+    bounding_box_mm,
+    centred_grid,
+    image_centre,
+    lung_centred_grid,
+)
+from lmreg_jax.io.nifti import read_volume
 
 log = logging.getLogger(__name__)
 
@@ -119,11 +127,11 @@ def _check_unit(data: Array, window: tuple[float, float]) -> None:
 def read_reference(row: Row, lungs: Lungs | None, options: Options) -> Reference:
     """The common grid: centred on the reference's lungs, or on its image where it has no mask."""
     image = read_volume(row.image)
-    centre = intensity.image_centre(image)
+    centre = image_centre(image)
     affine = (
-        intensity.centred_grid(centre, options.shape, np.array(options.spacing_mm))
+        centred_grid(centre, options.shape, np.array(options.spacing_mm))
         if lungs is None
-        else intensity.lung_centred_grid(lungs.mask, options.shape, np.array(options.spacing_mm))
+        else lung_centred_grid(lungs.mask, options.shape, np.array(options.spacing_mm))
     )
     keep = _windowed(row, image, options) if options.alignment == "elastix" else None
     return Reference(row.name, affine, centre, lungs, keep)
@@ -210,7 +218,7 @@ def align(
 def _by_lungs(image: Volume, lungs: Lungs | None, reference: Reference, method: str) -> tuple[Array, str]:
     """In closed form: from both masks' moments, or by shift only ("none")."""
     if lungs is None or reference.lungs is None:
-        return moments.translation(reference.centre, intensity.image_centre(image)), "none"
+        return moments.translation(reference.centre, image_centre(image)), "none"
     if method == "none":
         middles = (_middle(known.mask) for known in (reference.lungs, lungs))
         return moments.translation(*middles), "none"
@@ -218,7 +226,7 @@ def _by_lungs(image: Volume, lungs: Lungs | None, reference: Reference, method: 
 
 
 def _middle(mask: Volume) -> Array:
-    low, high = intensity.bounding_box_mm(mask)
+    low, high = bounding_box_mm(mask)
     return (low + high) / 2
 
 

@@ -19,24 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lmreg_jax.cohort import cache as cohort_cache
-from lmreg_jax.cohort.case import Case, images_of_pair
+from lmreg_jax.cohort.case import Case
 from lmreg_jax.cohort.options import checked_options
 from lmreg_jax.cohort.pairs import AllPairs
 from lmreg_jax.cohort.prepare import prepare
 from lmreg_jax.cohort.table import SPLITS, read_cases, read_pairs
 from lmreg_jax.errors import InputError
-
-__all__ = [
-    "Case",
-    "Cohort",
-    "held_out_pairs",
-    "images_of_pair",
-    "read_cohort",
-    "split_names",
-    "training_pairs",
-    "tre_before_affine",
-    "with_validation",
-]
 
 log = logging.getLogger(__name__)
 

@@ -11,11 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lmreg_jax.affine.moments import Moments, mask_moments
+from lmreg_jax.anatomy.lungs import LEFT, RIGHT, cut_off, lung_report
+from lmreg_jax.anatomy.segmentation import segment_lungs
 from lmreg_jax.cohort.options import Options
 from lmreg_jax.cohort.table import Row
 from lmreg_jax.errors import InputError
 from lmreg_jax.imaging import intensity
-from lmreg_jax.imaging.volume import Volume, apply_affine, read_volume
+from lmreg_jax.imaging.volume import Volume, cropped
+from lmreg_jax.io.nifti import read_volume
 
 log = logging.getLogger(__name__)
 
@@ -70,13 +73,13 @@ def read_lungs(row: Row, options: Options) -> Lungs | None:
     if options.lungs == "auto" and not intensity.looks_like_ct(image):
         return None
     try:
-        mask = intensity.segment_lungs(image)
+        mask = segment_lungs(image)
     except InputError as error:
         if options.lungs == "segment":
             raise InputError(f"{row.image}: {error}") from error
         log.warning("%s: %s", row.image, error)
         return None
-    for doubt in intensity.lung_report(mask).warnings:
+    for doubt in lung_report(mask).warnings:
         log.warning("%s: lung segmentation: %s", row.image, doubt)
     return _described(mask, row.image)
 
@@ -84,21 +87,12 @@ def read_lungs(row: Row, options: Options) -> Lungs | None:
 def _described(mask: Volume, path: Path) -> Lungs:
     small = cropped(mask)
     try:
-        return Lungs(small, bool(intensity.cut_off(mask)), mask_moments(small))
+        return Lungs(small, bool(cut_off(mask)), mask_moments(small))
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
 
 
 def _sided(labels: Array) -> Array:
-    if set(np.unique(labels)) == {0, intensity.LEFT, intensity.RIGHT}:
+    if set(np.unique(labels)) == {0, LEFT, RIGHT}:
         return labels.astype(np.uint8)
     return (labels != 0).astype(np.uint8)
-
-
-def cropped(mask: Volume) -> Volume:
-    """The part of a mask that holds its non-zero voxels: what has to be kept in memory of it."""
-    filled = [np.flatnonzero(mask.data.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
-    part = tuple(slice(index[0], index[-1] + 1) for index in filled)
-    affine = mask.affine.copy()
-    affine[:3, 3] = apply_affine(mask.affine, np.array([s.start for s in part]))
-    return Volume(mask.data[part].copy(), affine)

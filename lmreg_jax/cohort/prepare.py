@@ -20,7 +20,7 @@ from lmreg_jax.cohort.lungs import Lungs, PackedLungs, packed, read_lungs
 from lmreg_jax.cohort.options import Options
 from lmreg_jax.cohort.table import SPLITS, Row
 from lmreg_jax.errors import InputError
-from lmreg_jax.imaging.volume import read_points
+from lmreg_jax.io.points import read_points
 
 log = logging.getLogger(__name__)
 
@@ -148,7 +148,7 @@ def _in_order(
 
 
 def _points(path: Path | None) -> Points:
-    return {} if path is None else read_points(path)
+    return {} if path is None else read_points(path, allow_empty=True)
 
 
 def _shared_names(

@@ -18,7 +18,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
@@ -26,18 +25,18 @@ from lmreg_jax.affine import moments as alignment
 from lmreg_jax.affine.pairwise import Affine, align_pair
 from lmreg_jax.anatomy.chest import Side, read_side
 from lmreg_jax.anatomy.lungs import cut_off
-from lmreg_jax.cohort.lungs import cropped
 from lmreg_jax.errors import InputError
 from lmreg_jax.imaging import intensity
+from lmreg_jax.imaging.intensity import WINDOW
 from lmreg_jax.imaging.resampling import resample, smoothing
 from lmreg_jax.imaging.transforms import affine_transform
-from lmreg_jax.imaging.volume import Volume, write_volume
+from lmreg_jax.imaging.volume import Volume, cropped, lung_centred_grid
+from lmreg_jax.io.nifti import write_volume
 from lmreg_jax.io.transforms import write_itk
-from lmreg_jax.registration.scans import WINDOW
-from lmreg_jax.report import overview
 
 Array = NDArray[Any]
 Say = Callable[[str], None]
+Picture = Callable[[Path, Volume, Volume, str], object]  # file, image in HU, lungs, text
 
 AIR_HU = -1000.0
 CLIPPED_HU = (-1024.0, 3071.0)  # padding and metal beyond must not spread when voxels are averaged
@@ -103,6 +102,7 @@ def prepare(
     spacing_mm: float = 2.0,
     affine: str = "auto",
     say: Say = lambda _: None,
+    picture: Picture = lambda *_: None,
 ) -> dict[str, Any]:
     """Writes the cohort of `given` into `folder`; returns what steps.json holds.
 
@@ -122,7 +122,7 @@ def prepare(
     chosen = given[names.index(reference)]
     say(f"reference: {reference}")
     side = read_side(chosen.path, chosen.mask)
-    grid = intensity.lung_centred_grid(side.lungs, shape, np.full(3, spacing_mm))
+    grid = lung_centred_grid(side.lungs, shape, np.full(3, spacing_mm))
     image = Volume(intensity.window(side.scan.volume.data, WINDOW), side.scan.volume.affine)
     steps: dict[str, Any] = {}
     contents: dict[tuple[Any, ...], str] = {}
@@ -139,7 +139,7 @@ def prepare(
             windowed = Volume(intensity.window(own.scan.volume.data, WINDOW), own.scan.volume.affine)
             scans = side.scan.volume, own.scan.volume
             found = align_pair(image, windowed, side.lungs, own.lungs, affine, scans)
-        steps[source.name] = _write_case(folder, source, own, found, shape, grid)
+        steps[source.name] = _write_case(folder, source, own, found, shape, grid, picture)
     record = {
         "reference": reference,
         "grid": {"shape": list(shape), "spacing_mm": spacing_mm, "affine_voxel_to_ras_mm": grid.tolist()},
@@ -172,7 +172,13 @@ def most_central(lungs: dict[str, Lungs]) -> str:
 
 
 def _write_case(
-    folder: Path, source: Source, side: Side, found: Affine, shape: tuple[int, int, int], grid: Array
+    folder: Path,
+    source: Source,
+    side: Side,
+    found: Affine,
+    shape: tuple[int, int, int],
+    grid: Array,
+    picture: Picture,
 ) -> dict[str, Any]:
     """Writes one case's files; its record."""
     scan = side.scan
@@ -188,10 +194,9 @@ def _write_case(
         warnings.append(f"the grid holds {inside:.2f} of {sum(side.litres):.2f} litres of lung")
     litres = " + ".join(f"{value:.2f}" for value in side.litres)
     title = f"{source.name}: lungs {side.source}, {litres} litres, aligned by {found.method}"
-    (folder / "qc").mkdir(exist_ok=True)
-    overview.quality_picture(
+    picture(
         folder / "qc" / f"{source.name}.png",
-        Volume(intensity.window(image, overview.SHOWN_HU), grid),
+        Volume(image, grid),
         Volume(lungs, grid),
         "\n".join([title, *(f"! {warning}" for warning in warnings)]),
     )
@@ -207,7 +212,7 @@ def _write_case(
         "path": os.path.abspath(source.path),
         "stored": {
             "shape": list(scan.shape),
-            "axes": "".join(map(str, nib.aff2axcodes(scan.affine))),
+            "axes": scan.axes,
             "dtype": str(scan.dtype),
             "affine_voxel_to_ras_mm": scan.affine.tolist(),
         },

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import NamedTuple
 
 from lmreg_jax.errors import InputError
-from lmreg_jax.imaging.volume import read_table
+from lmreg_jax.io.tables import read_table
 
 log = logging.getLogger(__name__)
 

@@ -15,8 +15,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 
+from lmreg_jax.imaging.transforms import jacobian_determinant
+
 if TYPE_CHECKING:
-    from lmreg_jax.cohort.cohort import Case, Cohort
+    from lmreg_jax.cohort.case import Case
+    from lmreg_jax.cohort.cohort import Cohort
 
 Floats = NDArray[np.float64]
 Labels = NDArray[np.uint8]
@@ -174,20 +177,6 @@ def hausdorff95(a: ArrayLike, b: ArrayLike, spacing_mm: Sequence[float] | Floats
     far = [ndimage.distance_transform_edt(~edge, sampling=tuple(spacing_mm)) for edge in edges]
     directed = [np.percentile(far[1][edges[0]], 95), np.percentile(far[0][edges[1]], 95)]
     return float(max(directed))
-
-
-def jacobian_determinant(displacement: ArrayLike) -> Floats:
-    """det D(id + u) [X, Y, Z]: central differences inside, one-sided at the border.
-
-    The same number in voxels and in mm, since both ends of u live on one grid. Exact for a field
-    that is linear in position. Each axis needs two voxels.
-    """
-    field = np.asarray(displacement, np.float64)
-    rows = [list(np.gradient(field[..., i])) for i in range(3)]
-    for i in range(3):
-        rows[i][i] += 1.0
-    (a, b, c), (d, e, f), (g, h, i) = rows
-    return np.asarray(a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g))
 
 
 def folding_percent(determinant: ArrayLike, mask: ArrayLike | None = None) -> float:

@@ -2,35 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lmreg_jax.anatomy.lungs import LEFT, RIGHT, LungReport, cut_off, looks_like_ct, lung_report
-from lmreg_jax.anatomy.segmentation import segment_lungs
 from lmreg_jax.errors import InputError
-from lmreg_jax.imaging.volume import Volume, apply_affine
+from lmreg_jax.imaging.volume import Volume
 
 Array = NDArray[Any]
-
-__all__ = [
-    "LEFT",
-    "RIGHT",
-    "LungReport",
-    "bounding_box_mm",
-    "centred_grid",
-    "cut_off",
-    "fill_missing",
-    "image_centre",
-    "looks_like_ct",
-    "lung_centred_grid",
-    "lung_report",
-    "segment_lungs",
-    "window",
-    "window_percentile",
-]
 
 
 def window(data: Array, limits: tuple[float, float]) -> Array:
@@ -71,37 +51,12 @@ def fill_missing(
     )
 
 
-def bounding_box_mm(volume: Volume) -> tuple[Array, Array]:
-    """The box [3], [3] in RAS mm around the centres of the non-zero voxels (any affine)."""
-    mask = np.asarray(volume.data) != 0
-    columns = np.argwhere(mask.any(axis=2))
-    if not len(columns):
-        raise InputError("the mask is empty: there is nothing to centre on")
-    # A linear function over a column of voxels is extreme at its ends: no need to look between.
-    i, j = columns.T
-    first = np.argmax(mask[i, j], axis=1)
-    last = mask.shape[2] - 1 - np.argmax(mask[i, j, ::-1], axis=1)
-    ends = [np.column_stack([columns, k]) for k in (first, last)]
-    points = apply_affine(volume.affine, np.concatenate(ends))
-    return points.min(0), points.max(0)
+def looks_like_ct(volume: Volume) -> bool:
+    """Whether the intensities can be Hounsfield units: much air, much soft tissue."""
+    sample = volume.data[::3, ::3, ::3]
+    air = np.mean((sample > -1100) & (sample < -400))
+    tissue = np.mean((sample > -150) & (sample < 200))
+    return bool(sample.min() < -700 and air > 0.03 and tissue > 0.03)
 
 
-def centred_grid(centre: Array, shape: Sequence[int], spacing_mm: Array) -> Array:
-    """The affine [4, 4] of an axis-aligned RAS+ grid whose middle lies at `centre` (RAS mm)."""
-    affine = np.diag([*np.asarray(spacing_mm, np.float64), 1.0])
-    affine[:3, 3] = centre - affine.diagonal()[:3] * (np.asarray(shape) - 1) / 2
-    return affine
-
-
-def lung_centred_grid(mask: Volume, shape: Sequence[int], spacing_mm: Array) -> Array:
-    """The affine [4, 4] of an RAS+ grid centred on the bounding box of the mask's non-zero voxels.
-
-    spacing_mm [3]. Raises InputError on an empty mask.
-    """
-    low, high = bounding_box_mm(mask)
-    return centred_grid((low + high) / 2, shape, spacing_mm)
-
-
-def image_centre(volume: Volume) -> Array:
-    """The middle of the image's frame, RAS mm."""
-    return apply_affine(volume.affine, (np.asarray(volume.data.shape) - 1) / 2)
+WINDOW = (-1000.0, 400.0)  # HU, where no model sets it

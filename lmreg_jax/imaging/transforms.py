@@ -13,10 +13,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 
-from lmreg_jax.evaluation.metrics import jacobian_determinant
 from lmreg_jax.imaging._slabs import (
     Map,
     Slab,
@@ -219,3 +218,17 @@ def _vote(labels: Array, where: Array) -> Array:
     out[mixed] = np.take_along_axis(found, np.argmax(totals, axis=0)[None], axis=0)[0]
     out[outside(where, labels.shape)] = 0
     return out
+
+
+def jacobian_determinant(displacement: ArrayLike) -> Array:
+    """det D(id + u) [X, Y, Z]: central differences inside, one-sided at the border.
+
+    The same number in voxels and in mm, since both ends of u live on one grid. Exact for a field
+    that is linear in position. Each axis needs two voxels.
+    """
+    field = np.asarray(displacement, np.float64)
+    rows = [list(np.gradient(field[..., i])) for i in range(3)]
+    for i in range(3):
+        rows[i][i] += 1.0
+    (a, b, c), (d, e, f), (g, h, i) = rows
+    return np.asarray(a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g))

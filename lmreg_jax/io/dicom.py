@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from lmreg_jax.errors import InputError
-from lmreg_jax.imaging.volume import MAX_INFLATION, MAX_VOXELS
+from lmreg_jax.io.nifti import MAX_INFLATION, MAX_VOXELS
 from lmreg_jax.io.scan import LPS, SERIES_MARK, Scan, itk_reason, make_scan, simpleitk, storage
 
 log = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lmreg_jax.errors import InputError
-from lmreg_jax.imaging.volume import MAX_INFLATION, MAX_VOXELS
+from lmreg_jax.io.nifti import MAX_INFLATION, MAX_VOXELS
 
 NRRD = (".nrrd", ".nhdr")
 HEADER_BYTES, HEADER_LINE = 2**20, 4000  # where the header is looked for, its longest line

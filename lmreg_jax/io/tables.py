@@ -5,12 +5,11 @@ from __future__ import annotations
 import csv
 import os
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from lmreg_jax.errors import InputError
@@ -33,45 +32,6 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-
-
-def read_points(path: str | os.PathLike[str]) -> dict[str, Array]:
-    """Landmarks of a CSV with the columns name,x,y,z: {name: [3] RAS mm}, in the file's order.
-
-    A row with a name and no coordinates is a missing landmark. Raises InputError, naming file and
-    line, on duplicates, missing columns, and coordinates that are no finite numbers.
-    """
-    path = Path(path)
-    points: dict[str, Array] = {}
-    for line, row in read_table(path, required=("name", "x", "y", "z")):
-        name, cells = row["name"], [row[axis] for axis in "xyz"]
-        if not name:
-            raise InputError(f"{path}, line {line}: a landmark without a name")
-        if name in points:
-            raise InputError(f"{path}, line {line}: landmark {name!r} is there twice; keep one")
-        if not any(cells):
-            continue
-        try:
-            point = np.array([float(cell) for cell in cells])
-        except ValueError:
-            point = np.full(3, np.nan)
-        if not np.isfinite(point).all():
-            raise InputError(
-                f"{path}, line {line}: landmark {name!r} has coordinates {', '.join(cells)}; three "
-                "finite numbers (RAS mm) are needed; leave the row out where it is missing"
-            )
-        points[name] = point
-    return points
-
-
-def write_points(path: str | os.PathLike[str], points: Mapping[str, Array]) -> None:
-    """Writes {name: [3] RAS mm} as name,x,y,z, to 0.1 micrometres; NaN rows are left out."""
-    with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["name", "x", "y", "z"])
-        for name, point in points.items():
-            if np.isfinite(point).all():
-                writer.writerow([name, *(f"{value:.4f}" for value in point)])
 
 
 def read_table(path: Path, required: Sequence[str]) -> list[tuple[int, dict[str, str]]]:

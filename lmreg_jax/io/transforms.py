@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from lmreg_jax.errors import InputError
 from lmreg_jax.imaging._slabs import slabs
 from lmreg_jax.imaging.transforms import Transform, affine_transform, displacement_component
-from lmreg_jax.imaging.volume import DAMAGE, check_claim, whole
 from lmreg_jax.io import headers
+from lmreg_jax.io.nifti import DAMAGE, check_claim, whole
 from lmreg_jax.io.nifti_stream import NIFTI, header_of, write_nifti
 from lmreg_jax.io.scan import ITK_IMAGES, LPS, itk_affine, itk_reason, simpleitk
 from lmreg_jax.io.tables import reason, replacing

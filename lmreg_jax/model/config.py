@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import ml_collections
-import optax
-from jax import Array
 
 from lmreg_jax.core import prior
 from lmreg_jax.core.objective import Objective
 from lmreg_jax.core.similarity import IMAGE_TERMS
 from lmreg_jax.errors import InputError
 from lmreg_jax.model.unet import UNet
-from lmreg_jax.training.augmentation import Augmentation, augment_pair, is_off
-from lmreg_jax.training.step import Batch
 
 FILE = "config.json"
 CHOICES: dict[str, tuple[Any, ...]] = {
@@ -172,39 +166,8 @@ def initial_params(config: ml_collections.ConfigDict) -> Any:
 def objective(config: ml_collections.ConfigDict, coarser: int = 1) -> Objective:
     """Eq. 7 with the constants of `config.objective`, on a grid that many times coarser."""
     x, y, z = spacing_mm(config)
-    values = _known("objective", config.objective.to_dict(), Objective._fields)
+    values = checked_names("objective", config.objective.to_dict(), Objective._fields)
     return Objective(**values, spacing_mm=(x * coarser, y * coarser, z * coarser))
-
-
-def augment(config: ml_collections.ConfigDict, coarser: int = 1) -> Callable[[Array, Batch], Batch] | None:
-    """The random change of a pair that `config.augment` asks for; None where all of it is 0."""
-    x, y, z = spacing_mm(config)
-    spacing = (x * coarser, y * coarser, z * coarser)
-    values = _known("augment", config.augment.to_dict(), Augmentation._fields)
-    options = Augmentation(**values, spacing_mm=spacing)
-    return None if is_off(options) else partial(augment_pair, options=options)
-
-
-def optimiser(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
-    """Adam as in [Hu]; warm-up, cosine decay and clipping of the gradient's norm where configured."""
-    train = config.train
-    if train.schedule == "cosine" or train.warmup_steps:
-        decay = train.steps if train.schedule == "cosine" else None
-        rate: Any = _schedule(train.learning_rate, train.warmup_steps, decay)
-    else:
-        rate = train.learning_rate
-    clip = [optax.clip_by_global_norm(train.clip_norm)] if train.clip_norm else []
-    return optax.chain(*clip, optax.adam(rate, b2=train.adam_b2))
-
-
-def _schedule(peak: float, warmup: int, steps: int | None) -> optax.Schedule:
-    rise = optax.linear_schedule(0, peak, max(warmup, 1))
-    fall = (
-        optax.constant_schedule(peak)
-        if steps is None
-        else optax.cosine_decay_schedule(peak, max(steps - warmup, 1), alpha=0.01)
-    )
-    return optax.join_schedules([rise, fall], [warmup])
 
 
 def to_json(config: ml_collections.ConfigDict) -> str:
@@ -262,7 +225,7 @@ def _get(config: ml_collections.ConfigDict, name: str) -> Any:
     return config
 
 
-def _known(section: str, values: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+def checked_names(section: str, values: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
     """The values; InputError on a name that is none of `names`."""
     unknown = [name for name in values if name not in names]
     if unknown:

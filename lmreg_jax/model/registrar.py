@@ -58,6 +58,15 @@ class Registrar(NamedTuple):
     config: Any
     source: str
 
+    def __repr__(self) -> str:
+        count = sum(leaf.size for leaf in jax.tree.leaves(self.params))
+        return f"Registrar({self.source}, {count} parameters)"
+
+    @property
+    def checksum(self) -> str:
+        """SHA-256 over the parameters; the same for the same weights in any file."""
+        return weights.checksum(self.params)
+
     def __call__(self, fixed: Any, moving: Any) -> Registration:
         """Both `[X, Y, Z]` in [0, 1] (see `preprocess.window`), any grid, both on the same.
 

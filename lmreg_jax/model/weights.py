@@ -18,7 +18,7 @@ import numpy as np
 
 from lmreg_jax.affine import reference
 from lmreg_jax.errors import InputError
-from lmreg_jax.imaging.volume import replacing
+from lmreg_jax.io.tables import replacing
 from lmreg_jax.model import config as configuration
 
 PARAMS, SUMS = "params.npz", "SHA256SUMS"
@@ -106,3 +106,14 @@ def _sum(file: Path) -> str:
 
 def _name(path: tuple[Any, ...]) -> str:
     return "/".join(str(getattr(key, "key", key)) for key in path)
+
+
+def checksum(params: Any) -> str:
+    """SHA-256 over a network's parameters by name: the same weights give the same sum in any file."""
+    digest = hashlib.sha256()
+    leaves, _ = jax.tree_util.tree_flatten_with_path(params)
+    for path, leaf in leaves:
+        values = np.asarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)} {values.shape} {values.dtype}".encode())
+        digest.update(np.ascontiguousarray(values).tobytes())
+    return digest.hexdigest()

@@ -22,7 +22,7 @@ from lmreg_jax.anatomy.lungs import cut_off
 from lmreg_jax.cohort.case import windowed
 from lmreg_jax.core.objective import Objective
 from lmreg_jax.errors import InputError
-from lmreg_jax.imaging.intensity import window
+from lmreg_jax.imaging.intensity import WINDOW, window
 from lmreg_jax.imaging.transforms import Transform
 from lmreg_jax.imaging.volume import Volume
 from lmreg_jax.model import config as configuration
@@ -31,7 +31,6 @@ from lmreg_jax.registration import refinement, velocity
 
 Array = NDArray[Any]
 
-WINDOW = (-1000.0, 400.0)  # HU, where no model sets it
 # lambda of a refinement, ten times that of [Dalca]: nothing but this prior tells lung tissue from
 # rubber here, and the fit to the lungs hardly suffers. Two people's scans, 60 steps from the network:
 # Dice 0.974 for 0.978, sd log J in the lungs 0.30 for 0.61, smallest Jacobian 0.29 for 0.05, inverse

@@ -27,10 +27,9 @@ from lmreg_jax.core import fields
 from lmreg_jax.core.objective import Objective, field_stride
 from lmreg_jax.core.posterior import Posterior, draw
 from lmreg_jax.imaging import intensity
-from lmreg_jax.imaging._downsampling import downsample
-from lmreg_jax.imaging.resampling import inside
+from lmreg_jax.imaging.resampling import downsample, inside
 from lmreg_jax.imaging.transforms import Transform, affine_transform, transform_points
-from lmreg_jax.imaging.volume import Volume
+from lmreg_jax.imaging.volume import Volume, bounding_box_mm, centred_grid, lung_centred_grid
 from lmreg_jax.registration import refinement
 
 Array = NDArray[Any]
@@ -94,7 +93,7 @@ def model_frame(
     if reference is None:
         edges = np.asarray(spacing_mm, np.float64)
         aligned = Volume(lungs.data, place @ lungs.affine)
-        return Frame(shape, intensity.lung_centred_grid(aligned, shape, edges))
+        return Frame(shape, lung_centred_grid(aligned, shape, edges))
     moments = alignment.moved(alignment.mask_moments(lungs, scan), place)
     scale = np.sqrt(moments.covariance.diagonal()) / reference.sd_mm
     scale = np.clip(scale, *SCALE_LIMITS)
@@ -108,13 +107,13 @@ def free_frame(
 ) -> Frame:
     """A grid for pairs without a model: the box of both lungs and FREE_MARGIN_MM around it."""
     moved = Volume(moving_lungs.data, np.linalg.inv(pull) @ moving_lungs.affine)
-    boxes = [intensity.bounding_box_mm(lungs) for lungs in (fixed_lungs, moved)]
+    boxes = [bounding_box_mm(lungs) for lungs in (fixed_lungs, moved)]
     low = np.min([box[0] for box in boxes], axis=0) - FREE_MARGIN_MM
     high = np.max([box[1] for box in boxes], axis=0) + FREE_MARGIN_MM
     # Few different sizes: a compiled program is for one, and can be kept for the next pair.
     x, y, z = (int(-(-n // SIZES) * SIZES) for n in (high - low) / spacing_mm + 1)
     edges = np.full(3, spacing_mm)
-    return Frame((x, y, z), intensity.centred_grid((low + high) / 2, (x, y, z), edges))
+    return Frame((x, y, z), centred_grid((low + high) / 2, (x, y, z), edges))
 
 
 def finer(frame: Frame, spacing_mm: float) -> Frame:

@@ -16,6 +16,7 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 
 from lmreg_jax.evaluation import metrics
+from lmreg_jax.imaging.transforms import jacobian_determinant
 from lmreg_jax.report.planes import (
     AFTER,
     BEFORE,
@@ -122,7 +123,7 @@ def field(
     The deformed grid lies over the moving image (without one, the fixed), which u points into.
     """
     length = np.linalg.norm(displacement * np.asarray(spacing_mm), axis=-1)
-    determinant = metrics.jacobian_determinant(displacement)
+    determinant = jacobian_determinant(displacement)
     top = max(float(np.percentile(length, 99)), 1e-3)
     heads = [
         f"displacement: mean {length.mean():.1f} mm, largest {length.max():.1f} mm",

@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import math
 import os
-import platform
 import secrets
 import shutil
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from numpy.typing import NDArray
 
+from lmreg_jax._records import plain, versions
 from lmreg_jax.anatomy.chest import Side
 from lmreg_jax.errors import InputError
 from lmreg_jax.imaging.transforms import affine_transform, jacobian, warp_image
 from lmreg_jax.imaging.volume import spacing
+from lmreg_jax.io.nifti import write_native
 from lmreg_jax.io.nifti_stream import rounded
-from lmreg_jax.io.scan import write_native
 from lmreg_jax.io.transforms import write_displacement, write_itk
 from lmreg_jax.registration import measures, velocity
 from lmreg_jax.registration.scans import Model, Registered
@@ -49,7 +45,6 @@ FILES = {
     "report.html": "the same with all numbers; needs no other file",
     "report.json": "all numbers",
 }
-PACKAGES = ("lmreg_jax", "jax", "numpy", "scipy", "nibabel", "SimpleITK", "itk-elastix")
 
 
 @contextmanager
@@ -166,7 +161,7 @@ def write_results(
         "files": {name: text for name, text in FILES.items() if _is_there(folder, name)},
     }
     overview.draw(folder / "report.png", picture, headline(numbers, fixed, moving))
-    numbers = finite(numbers)
+    numbers = plain(numbers)
     title = f"{Path(moving.scan.path).name} onto {Path(fixed.scan.path).name}"
     text = page.page(title, numbers, folder / "report.png")
     (folder / "report.html").write_text(text, encoding="utf-8")
@@ -217,39 +212,6 @@ def headline(numbers: Mapping[str, Any], fixed: Side, moving: Side) -> list[str]
     return [*lines, textwrap.shorten(f"{', '.join(made_with)}: {numbers['command']}", LINE)]
 
 
-def versions() -> dict[str, str]:
-    """Versions of what took part in the result."""
-    out = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            out[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            out[name] = "not installed"
-    return out
-
-
-def checksum(params: Any) -> str:
-    """SHA-256 over a network's parameters by name: the same weights give the same sum in any file."""
-    digest = hashlib.sha256()
-    leaves, _ = jax.tree_util.tree_flatten_with_path(params)
-    for path, leaf in leaves:
-        values = np.asarray(leaf)
-        digest.update(f"{jax.tree_util.keystr(path)} {values.shape} {values.dtype}".encode())
-        digest.update(np.ascontiguousarray(values).tobytes())
-    return digest.hexdigest()
-
-
-def finite(value: Any) -> Any:
-    """The same nest of dicts and lists as plain JSON; numbers that are not finite become None."""
-    if isinstance(value, Mapping):
-        return {str(key): finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [finite(item) for item in value]
-    if isinstance(value, (float, np.floating)):
-        return float(value) if math.isfinite(value) else None
-    return value.item() if isinstance(value, np.generic) else value
-
-
 def _refinement(found: Registered) -> dict[str, Any]:
     outcome = found.outcome
     assert outcome is not None
@@ -294,7 +256,7 @@ def _model(model: Model | None) -> dict[str, Any]:
         "used": True,
         "folder": str(model.workdir),
         "checkpoint": model.register.source,
-        "sha256": checksum(model.register.params),
+        "sha256": model.register.checksum,
     }
 
 

@@ -24,7 +24,7 @@ from lmreg_jax.imaging.transforms import (
     warp_image,
     warp_labels,
 )
-from lmreg_jax.imaging.volume import Volume, apply_affine
+from lmreg_jax.imaging.volume import Volume, apply_affine, bounding_box_mm
 from lmreg_jax.registration.measures import uncertainty_on
 from lmreg_jax.registration.scans import Registered
 from lmreg_jax.registration.velocity import Frame
@@ -67,7 +67,7 @@ def picture_frame(fixed: Side) -> Frame:
     """A grid of PICTURE_MM around the fixed lungs, within the fixed scan."""
     shape = np.array(fixed.scan.volume.data.shape)
     corners = apply_affine(fixed.scan.volume.affine, np.indices((2, 2, 2)).reshape(3, -1).T * (shape - 1))
-    low, high = intensity.bounding_box_mm(fixed.lungs)
+    low, high = bounding_box_mm(fixed.lungs)
     low = np.maximum(low - MARGIN_MM, corners.min(axis=0))
     high = np.minimum(high + MARGIN_MM, corners.max(axis=0))
     x, y, z = np.maximum(np.floor((high - low) / PICTURE_MM).astype(int) + 1, 8)
@@ -196,15 +196,15 @@ def _contour(axes: Axes, view: View, mask: Array, colour: str) -> None:
 
 
 def quality_picture(path: str | Path, image: Volume, lungs: Volume, title: str) -> Path:
-    """Three planes of a windowed image [0, 1] with the outlines of its lungs: left and right by colour."""
+    """Three planes of a CT in HU with the outlines of its lungs: left and right by colour."""
     where = planes.cut(image.data.shape, np.argwhere(lungs.data).astype(np.float64))
     edges = np.linalg.norm(image.affine[:3, :3], axis=0)
     figure = Figure(figsize=(13, 5), layout="constrained")
-    shape = image.data.shape
+    shape, shown = image.data.shape, intensity.window(image.data, SHOWN_HU)
     sizes = [shape[a] * edges[a] for a in (0, 0, 1)]
     for axes, (name, axis) in zip(figure.subplots(1, 3, width_ratios=sizes), PLANES.items(), strict=True):
         view = View((shape[0], shape[1], shape[2]), tuple(edges), axis, where[axis])
-        planes.show(axes, view, view.picture(image.data))
+        planes.show(axes, view, view.picture(shown))
         for label, colour in ((1, BEFORE), (2, AFTER)):
             _contour(axes, view, lungs.data == label, colour)
         axes.set_title(name, fontsize=9, parse_math=False)

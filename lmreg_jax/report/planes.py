@@ -23,7 +23,7 @@ from matplotlib.image import AxesImage
 from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 
-from lmreg_jax.imaging.volume import replacing
+from lmreg_jax.io.tables import replacing
 
 Array = NDArray[Any]
 Spacing = Sequence[float] | Array

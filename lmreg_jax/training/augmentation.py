@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from lmreg_jax.core import fields
-from lmreg_jax.training.step import Batch
+from lmreg_jax.types import Batch
 
 
 class Augmentation(NamedTuple):

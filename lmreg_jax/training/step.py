@@ -14,20 +14,11 @@ from jax import Array, lax
 from lmreg_jax.core import objective as eq7
 from lmreg_jax.core.posterior import Posterior, draw
 from lmreg_jax.model.cascade import cascade
+from lmreg_jax.types import Batch
 
 Parameters = Any
 DEVICES = "devices"
 PASSES = 2**32 - 1  # folded into a step's key for what is drawn once a step; no pair has this number
-
-
-class Batch(NamedTuple):
-    """Pairs on one grid. Images `[B, X, Y, Z]` in [0, 1]; points `[B, K, 3]` voxels; mask `[B, K]`."""
-
-    fixed: Array
-    moving: Array
-    fixed_points: Array
-    moving_points: Array
-    point_mask: Array
 
 
 class TrainState(NamedTuple):

@@ -22,7 +22,8 @@ from lmreg_jax.cli.main import main
 from lmreg_jax.cohort.cohort import read_cohort
 from lmreg_jax.errors import InputError
 from lmreg_jax.imaging.resampling import resample
-from lmreg_jax.imaging.volume import Volume, apply_affine, write_volume
+from lmreg_jax.imaging.volume import Volume, apply_affine
+from lmreg_jax.io.nifti import write_volume
 from tests.tiny_cohort import random_pull, subject
 
 needs_elastix = pytest.mark.skipif(not elastix.installed(), reason="needs the extra lmreg_jax[elastix]")

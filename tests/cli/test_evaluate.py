@@ -13,8 +13,8 @@ from lmreg_jax.cli.main import main
 from lmreg_jax.evaluation import transform
 from lmreg_jax.imaging.transforms import affine_transform, identity_transform, transform_points
 from lmreg_jax.imaging.volume import Volume, apply_affine
-from lmreg_jax.io.points import write_points_any
-from lmreg_jax.io.scan import read_scan
+from lmreg_jax.io.points import write_points
+from lmreg_jax.io.read import read_scan
 from lmreg_jax.io.transforms import write_displacement, write_itk
 from tests import spaces
 
@@ -78,8 +78,8 @@ def test_tre_of_a_known_motion(matrix: Any, tmp_path: Path, capsys: pytest.Captu
     values = np.array(list(fixed_points.values()))
     moving_values = transform_points(t, values)
     moving_points = dict(zip(fixed_points, moving_values, strict=True))
-    write_points_any(tmp_path / "f.fcsv", fixed_points)
-    write_points_any(tmp_path / "m.csv", moving_points)
+    write_points(tmp_path / "f.fcsv", fixed_points)
+    write_points(tmp_path / "m.csv", moving_points)
     for side, points in (("fixed", values), ("moving", moving_values)):
         voxels = apply_affine(np.linalg.inv(read_scan(pair[side]).affine), points)
         np.savetxt(tmp_path / f"{side}.csv", voxels, delimiter=",")
@@ -188,9 +188,9 @@ def test_fewer_than_30_points_have_no_hardest_30() -> None:
 def test_bad_input_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pair = scans(tmp_path)
     points = some_points(5)
-    write_points_any(tmp_path / "p.csv", points)
-    write_points_any(tmp_path / "others.csv", {f"q{i}": v for i, v in enumerate(points.values())})
-    write_points_any(tmp_path / "far.csv", points | {"lost": np.array([900.0, 0, 0])})
+    write_points(tmp_path / "p.csv", points)
+    write_points(tmp_path / "others.csv", {f"q{i}": v for i, v in enumerate(points.values())})
+    write_points(tmp_path / "far.csv", points | {"lost": np.array([900.0, 0, 0])})
     (tmp_path / "two.csv").write_text("20,15,12\n21,15,12\n", encoding="utf-8")
     (tmp_path / "three.csv").write_text("20,15,12\n21,15,12\n22,15,12\n", encoding="utf-8")
     volume = spaces.ct()
@@ -230,7 +230,7 @@ def test_bad_input_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 def test_existing_output_needs_force(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pair = scans(tmp_path)
-    write_points_any(tmp_path / "p.csv", some_points(3))
+    write_points(tmp_path / "p.csv", some_points(3))
     output = tmp_path / "figures.json"
     output.write_text("precious", encoding="utf-8")
     words = [f"--{side}={path}" for side, path in pair.items()]

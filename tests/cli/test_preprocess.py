@@ -17,7 +17,8 @@ from lmreg_jax.cohort.cohort import read_cohort
 from lmreg_jax.cohort.preprocess import case_name, most_central
 from lmreg_jax.errors import exits_cleanly
 from lmreg_jax.evaluation.metrics import dice
-from lmreg_jax.imaging.volume import Volume, apply_affine, read_volume, write_volume
+from lmreg_jax.imaging.volume import Volume, apply_affine
+from lmreg_jax.io.nifti import read_volume, write_volume
 from tests.tiny_cohort import LANDMARKS, random_pull, subject
 
 SHAPE = (40, 30, 40)

@@ -14,8 +14,11 @@ import pytest
 
 from lmreg_jax.cli import register
 from lmreg_jax.errors import InputError, exits_cleanly
-from lmreg_jax.imaging.volume import Volume, read_volume, write_points, write_volume
-from lmreg_jax.report.output import FILES, checksum, new_folder
+from lmreg_jax.imaging.volume import Volume
+from lmreg_jax.io.nifti import read_volume, write_volume
+from lmreg_jax.io.points import write_points
+from lmreg_jax.model.weights import checksum
+from lmreg_jax.report.output import FILES, new_folder
 from tests.tiny_cohort import GRID, random_pull, subject
 
 

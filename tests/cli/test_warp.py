@@ -13,8 +13,8 @@ import pytest
 from lmreg_jax.cli.main import main
 from lmreg_jax.imaging.transforms import affine_transform, transform_points
 from lmreg_jax.imaging.volume import Volume, apply_affine
-from lmreg_jax.io.points import read_points_any, write_points_any
-from lmreg_jax.io.scan import read_scan
+from lmreg_jax.io.points import read_points, write_points
+from lmreg_jax.io.read import read_scan
 from lmreg_jax.io.transforms import write_displacement, write_itk
 from tests import spaces
 
@@ -95,7 +95,7 @@ def test_known_motions_have_their_sign_axis_and_unit(name: str, kind: str, tmp_p
         write_itk(tmp_path / kind, t)
     (tmp_path / "in.csv").write_text("name,x,y,z\na,10,20,30\n", encoding="utf-8")
     warp(points=tmp_path / "in.csv", transform=tmp_path / kind, output=tmp_path / "out.csv")
-    found = read_points_any(tmp_path / "out.csv")["a"]
+    found = read_points(tmp_path / "out.csv")["a"]
     np.testing.assert_allclose(found, expected, atol=2e-3)  # the field is rounded to 1/1024 mm
     warp(
         points=tmp_path / "out.csv",
@@ -103,7 +103,7 @@ def test_known_motions_have_their_sign_axis_and_unit(name: str, kind: str, tmp_p
         output=tmp_path / "back.mrk.json",
         inverse=True,
     )
-    back = read_points_any(tmp_path / "back.mrk.json")["a"]
+    back = read_points(tmp_path / "back.mrk.json")["a"]
     np.testing.assert_allclose(back, [10, 20, 30], atol=5e-3)
 
 
@@ -175,14 +175,14 @@ def test_labels_there_and_back(mode: str, pair: Pair, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["p.csv", "p.fcsv", "p.mrk.json"])
 def test_point_formats(name: str, pair: Pair, tmp_path: Path) -> None:
-    write_points_any(tmp_path / name, POINTS)
+    write_points(tmp_path / name, POINTS)
     warp(
         points=tmp_path / name,
         transform=pair.transform,
         source=pair.fixed,
         output=tmp_path / f"out_{name}",
     )
-    out = read_points_any(tmp_path / f"out_{name}")
+    out = read_points(tmp_path / f"out_{name}")
     expected = transform_points(spaces.transform(), np.array(list(POINTS.values())))
     np.testing.assert_allclose(np.array(list(out.values())), expected, atol=1e-3)
     assert list(out) == list(POINTS)
@@ -200,13 +200,13 @@ def test_voxel_points_go_from_stored_voxel_to_stored_voxel(pair: Pair, tmp_path:
 
 
 def test_existing_output_needs_force(pair: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_points_any(tmp_path / "in.csv", POINTS)
+    write_points(tmp_path / "in.csv", POINTS)
     (tmp_path / "out.csv").write_text("precious", encoding="utf-8")
     options = {"points": tmp_path / "in.csv", "transform": pair.transform, "output": tmp_path / "out.csv"}
     assert "--force" in refused(capsys, **options)
     assert (tmp_path / "out.csv").read_text(encoding="utf-8") == "precious"
     warp(**options, force=True)
-    assert len(read_points_any(tmp_path / "out.csv")) == len(POINTS)
+    assert len(read_points(tmp_path / "out.csv")) == len(POINTS)
 
 
 def test_bad_input_is_one_line_and_leaves_nothing(
@@ -214,9 +214,9 @@ def test_bad_input_is_one_line_and_leaves_nothing(
 ) -> None:
     folder = tmp_path / "results"
     folder.mkdir()
-    write_points_any(tmp_path / "in.csv", POINTS)
+    write_points(tmp_path / "in.csv", POINTS)
     (tmp_path / "l2r.csv").write_text("1,2,3\n", encoding="utf-8")
-    write_points_any(tmp_path / "far.csv", POINTS | {"lost": np.array([2000.0, 0, 0])})
+    write_points(tmp_path / "far.csv", POINTS | {"lost": np.array([2000.0, 0, 0])})
     write_displacement(tmp_path / "d.nii.gz", spaces.transform(), spaces.SHAPE, spaces.grid())
     away = affine_transform(translation(5000, 0, 0))
     write_itk(tmp_path / "away.h5", away)

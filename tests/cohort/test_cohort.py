@@ -21,7 +21,9 @@ from lmreg_jax.cohort.cohort import (
     with_validation,
 )
 from lmreg_jax.errors import InputError
-from lmreg_jax.imaging.volume import Volume, apply_affine, read_points, read_volume, write_volume
+from lmreg_jax.imaging.volume import Volume, apply_affine
+from lmreg_jax.io.nifti import read_volume, write_volume
+from lmreg_jax.io.points import read_points
 from tests.tiny_cohort import GRID, LANDMARKS, edit, random_pull, read, subject
 
 

@@ -10,7 +10,9 @@ import pytest
 
 from lmreg_jax.affine import elastix
 from lmreg_jax.errors import InputError
-from lmreg_jax.imaging.volume import Volume, apply_affine, read_points, read_volume, write_volume
+from lmreg_jax.imaging.volume import Volume, apply_affine
+from lmreg_jax.io.nifti import read_volume, write_volume
+from lmreg_jax.io.points import read_points
 from tests.tiny_cohort import edit, read, subject
 
 

@@ -18,6 +18,7 @@ from lmreg_jax.core import objective as eq7
 from lmreg_jax.core.posterior import Posterior
 from lmreg_jax.model.unet import UNet
 from lmreg_jax.training import step
+from lmreg_jax.types import Batch
 
 SHAPE = (32, 16, 32)
 NETWORK: dict[str, Any] = {"encoder": (8, 12, 12), "decoder": (12, 12, 12), "final": (8,), "field_stride": 2}
@@ -48,7 +49,7 @@ def outcome(dtype: Any, normalisation: str) -> Outcome:
     params["params"]["mean"]["kernel"] = scale * np.asarray(params["params"]["mean"]["kernel"])
     params["params"]["log_variance"]["bias"] = np.full(3, -4, np.float32)
     points = np.random.default_rng(9).uniform(2, 12, (2, 5, 3)).astype(np.float32)
-    batch = step.Batch(
+    batch = Batch(
         cast(np.stack(images[:2])),
         cast(np.stack(images[2:])),
         cast(points),
@@ -70,7 +71,7 @@ def outcome(dtype: Any, normalisation: str) -> Outcome:
         (_, terms), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(params, batch, keys)
 
     @jax.jit
-    def displacement(params: Any, batch: step.Batch) -> jax.Array:
+    def displacement(params: Any, batch: Batch) -> jax.Array:
         mean = network.apply(params, batch.moving, batch.fixed).mean[0]
         return eq7.displacement_of(mean, SHAPE, stride=2, steps=7)
 

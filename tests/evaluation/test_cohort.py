@@ -13,9 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lmreg_jax.cohort.cohort import Case, Cohort
+from lmreg_jax.cohort.case import Case
+from lmreg_jax.cohort.cohort import Cohort
 from lmreg_jax.errors import InputError
 from lmreg_jax.evaluation import cohort as evaluation
+from lmreg_jax.evaluation.tables import summarise, write_tables
+from lmreg_jax.report.cohort import write_figures
 
 SHAPE, SPACING = (16, 12, 14), (2.0, 3.0, 4.0)
 SHIFT = np.array([2.0, 0.0, -1.0])  # voxels, fixed -> moving, of every pair below
@@ -99,10 +102,10 @@ def test_all_pools_landmarks_not_pairs() -> None:
     (first,) = evaluation.evaluate_pairs(shifting, TWO, [("a", "b")], progress=False)
     second = first._replace(tre_mm=np.array([4.0, np.nan]), dice=0.5)
     first = first._replace(tre_mm=np.array([1.0, 1.0]), dice=1.0)
-    total = evaluation.summarise([first, second])
+    total = summarise([first, second])
     assert total["tre_mm"] == pytest.approx((2.0, math.sqrt(3), 3))
     assert total["dice"] == pytest.approx((0.75, math.sqrt(0.125), 2))
-    assert math.isnan(evaluation.summarise([])["dice"].mean)
+    assert math.isnan(summarise([])["dice"].mean)
 
 
 def test_tables_have_the_promised_columns_rows_and_empty_cells(tmp_path: Path) -> None:
@@ -111,7 +114,7 @@ def test_tables_have_the_promised_columns_rows_and_empty_cells(tmp_path: Path) -
     some = cohort(*TWO.cases, bare, one)
     pairs = [("a", "b"), ("a", "bare"), ("a", "one")]
     results = evaluation.evaluate_pairs(shifting, some, pairs, progress=False)
-    evaluation.write_tables(tmp_path / "new", results, some)
+    write_tables(tmp_path / "new", results, some)
     assert {f.name for f in (tmp_path / "new").iterdir()} == {
         "evaluation.csv", "evaluation.json", "evaluation.md"
     }  # fmt: skip
@@ -141,7 +144,7 @@ def test_tables_have_the_promised_columns_rows_and_empty_cells(tmp_path: Path) -
 
 def test_tables_are_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     results = evaluation.evaluate_pairs(shifting, TWO, PAIRS, progress=False)
-    evaluation.write_tables(tmp_path, results, TWO)
+    write_tables(tmp_path, results, TWO)
     before = (tmp_path / "evaluation.csv").read_text(encoding="utf-8")
 
     def full(*_: Any) -> None:
@@ -149,7 +152,7 @@ def test_tables_are_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(os, "replace", full)
     with pytest.raises(OSError, match="No space"):
-        evaluation.write_tables(tmp_path, results[:1], TWO)
+        write_tables(tmp_path, results[:1], TWO)
     assert (tmp_path / "evaluation.csv").read_text(encoding="utf-8") == before
     assert len(list(tmp_path.iterdir())) == 3
 
@@ -177,9 +180,7 @@ def test_time_is_the_median_of_three_calls_after_one_warm_up(
 
 def test_validation_scores_agree_with_the_table() -> None:
     scores = evaluation.validation_scores(shifting, TWO, [*PAIRS, ("b", "a")])
-    total = evaluation.summarise(
-        evaluation.evaluate_pairs(shifting, TWO, [*PAIRS, ("b", "a")], progress=False)
-    )
+    total = summarise(evaluation.evaluate_pairs(shifting, TWO, [*PAIRS, ("b", "a")], progress=False))
     assert {key: scores.pop(f"{key}_error") for key in ("tre_mm", "dice")} == pytest.approx(
         {key: total[key].sd / total[key].n ** 0.5 for key in ("tre_mm", "dice")}
     )
@@ -229,7 +230,7 @@ def test_figures_of_the_median_and_the_worst_pair(tmp_path: Path) -> None:
         "median pair": "a -> b",
         "worst pair": "a -> c",
     }
-    files = evaluation.write_figures(tmp_path, shifting, TWO, pairs[:1])
+    files = write_figures(tmp_path, shifting, TWO, pairs[:1])
     assert (
         {f.name for f in files}
         == {f.name for f in tmp_path.iterdir()}

@@ -20,7 +20,7 @@ from experiments.run import lock, provenance, scalars, supply, tensorboard
 from lmreg_jax.cli.main import main as lmreg
 from lmreg_jax.cohort import batches
 from lmreg_jax.errors import InputError
-from lmreg_jax.imaging.volume import write_volume
+from lmreg_jax.io.nifti import write_volume
 from lmreg_jax.model import checkpoint
 from tests import tiny_cohort
 from tests.tiny_training import compiled_once, rows, saved_state, settings  # noqa: F401

@@ -20,7 +20,7 @@ from experiments.run.data import load_cohort
 from lmreg_jax.cohort import batches
 from lmreg_jax.cohort.cohort import training_pairs
 from lmreg_jax.errors import InputError
-from lmreg_jax.imaging.volume import write_volume
+from lmreg_jax.io.nifti import write_volume
 from lmreg_jax.model import checkpoint, registrar
 from lmreg_jax.model import config as configuration
 from lmreg_jax.training import step as training

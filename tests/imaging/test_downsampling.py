@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from lmreg_jax.imaging._downsampling import downsample
-from lmreg_jax.imaging.resampling import FWHM, inside
+from lmreg_jax.imaging.resampling import FWHM, downsample, inside
 from lmreg_jax.imaging.volume import Volume
 from tests.spaces import rotation
 

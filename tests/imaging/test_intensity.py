@@ -7,18 +7,12 @@ import pytest
 from scipy.spatial import KDTree
 
 from lmreg_jax.affine import moments
-from lmreg_jax.anatomy.segmentation import _dilated, _eroded
+from lmreg_jax.anatomy.lungs import cut_off, lung_report
+from lmreg_jax.anatomy.segmentation import _dilated, _eroded, segment_lungs
 from lmreg_jax.errors import InputError
-from lmreg_jax.imaging.intensity import (
-    cut_off,
-    looks_like_ct,
-    lung_centred_grid,
-    lung_report,
-    segment_lungs,
-    window,
-    window_percentile,
-)
-from lmreg_jax.imaging.volume import Volume, apply_affine, read_volume
+from lmreg_jax.imaging.intensity import looks_like_ct, window, window_percentile
+from lmreg_jax.imaging.volume import Volume, apply_affine, lung_centred_grid
+from lmreg_jax.io.nifti import read_volume
 from tests.shared_data import shared
 from tests.spaces import ct, grid
 from tests.tiny_cohort import GRID, SHAPE, random_pull, subject

@@ -22,7 +22,7 @@ from lmreg_jax.imaging.transforms import (
     warp_labels,
 )
 from lmreg_jax.imaging.volume import Volume, apply_affine
-from lmreg_jax.io.scan import read_scan
+from lmreg_jax.io.read import read_scan
 from lmreg_jax.io.transforms import read_transform, write_displacement, write_itk
 from tests import spaces
 from tests.spaces import LPS_SIGNS

@@ -13,16 +13,10 @@ import pytest
 
 from lmreg_jax.errors import InputError
 from lmreg_jax.imaging.resampling import resample
-from lmreg_jax.imaging.volume import (
-    Volume,
-    apply_affine,
-    read_points,
-    read_volume,
-    spacing,
-    write_points,
-    write_volume,
-)
+from lmreg_jax.imaging.volume import Volume, apply_affine, spacing
 from lmreg_jax.io import nifti_stream
+from lmreg_jax.io.nifti import read_volume, write_volume
+from lmreg_jax.io.points import read_points, write_points
 from tests.shared_data import shared
 
 

@@ -20,9 +20,13 @@ from hypothesis.extra import numpy as arrays  # noqa: E402
 from experiments import lung  # noqa: E402
 from lmreg_jax.cohort.table import Row, read_cases, read_pairs  # noqa: E402
 from lmreg_jax.errors import LONGEST, InputError  # noqa: E402
-from lmreg_jax.imaging.volume import Volume, apply_affine, read_volume, write_volume  # noqa: E402
-from lmreg_jax.io.points import read_points_any, write_points_any  # noqa: E402
-from lmreg_jax.io.tables import read_points, read_table  # noqa: E402
+from lmreg_jax.imaging.volume import Volume, apply_affine  # noqa: E402
+from lmreg_jax.io.nifti import read_volume, write_volume  # noqa: E402
+from lmreg_jax.io.points import (  # noqa: E402
+    read_points,
+    write_points,
+)
+from lmreg_jax.io.tables import read_table  # noqa: E402
 from lmreg_jax.model import config as configuration  # noqa: E402
 from lmreg_jax.model.keras import import_keras  # noqa: E402
 from lmreg_jax.model.unet import UNet  # noqa: E402
@@ -79,8 +83,8 @@ def test_a_volume_comes_back_in_ras_with_every_voxel_at_its_place(
 )
 def test_landmarks_come_back_by_any_name(points: dict[str, Any], suffix: str, tmp_path: Path) -> None:
     file = tmp_path / f"points{suffix}"
-    write_points_any(file, {name: np.array(p) for name, p in points.items()})
-    found = read_points_any(file)
+    write_points(file, {name: np.array(p) for name, p in points.items()})
+    found = read_points(file)
     assert list(found) == list(points)
     for name, point in points.items():
         np.testing.assert_allclose(found[name], point, atol=1e-9)
@@ -92,8 +96,8 @@ def test_any_bytes_are_read_or_refused_by_name(content: bytes, tmp_path: Path) -
     network = UNet(encoder=(4,), decoder=(4,), final=())
     readers = {
         "points.csv": read_points,
-        "points.fcsv": read_points_any,
-        "points.mrk.json": read_points_any,
+        "points.fcsv": read_points,
+        "points.mrk.json": read_points,
         "weights.h5": lambda path: import_keras(path, network),
         "table.csv": lambda path: read_table(path, ("a",)),
         "config.json": configuration.read,

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from lmreg_jax.errors import InputError
-from lmreg_jax.io.scan import read_scan
+from lmreg_jax.io.read import read_scan
 from lmreg_jax.io.transforms import read_transform
 
 SHAPE = (12, 10, 14)

@@ -11,9 +11,9 @@ import pytest
 
 from lmreg_jax.errors import InputError
 from lmreg_jax.imaging.volume import apply_affine
-from lmreg_jax.io.point_checks import check_points
-from lmreg_jax.io.points import holds_voxels, read_points_any, write_points_any
-from lmreg_jax.io.scan import Scan, read_scan
+from lmreg_jax.io.points import check_points, holds_voxels, read_points, write_points
+from lmreg_jax.io.read import read_scan
+from lmreg_jax.io.scan import Scan
 from tests import spaces
 
 POINTS = {
@@ -32,8 +32,8 @@ def scan(tmp_path: Path) -> Scan:
 
 @pytest.mark.parametrize("name", ["p.csv", "p.fcsv", "p.mrk.json"])
 def test_written_points_are_read_again(name: str, tmp_path: Path) -> None:
-    write_points_any(tmp_path / name, POINTS)
-    again = read_points_any(tmp_path / name)
+    write_points(tmp_path / name, POINTS)
+    again = read_points(tmp_path / name)
     assert list(again) == list(POINTS)
     for key, point in POINTS.items():
         np.testing.assert_allclose(again[key], point, atol=1e-4)
@@ -42,11 +42,11 @@ def test_written_points_are_read_again(name: str, tmp_path: Path) -> None:
 
 def test_slicer_files_are_in_lps(tmp_path: Path) -> None:
     """As Slicer writes and reads them: the signs of x and y differ from ours."""
-    write_points_any(tmp_path / "p.fcsv", POINTS)
+    write_points(tmp_path / "p.fcsv", POINTS)
     lines = (tmp_path / "p.fcsv").read_text(encoding="utf-8").splitlines()
     assert lines[1] == "# CoordinateSystem = LPS"
     assert lines[3].split(",")[1:4] == ["-4.2500", "12.5000", "30.0000"]
-    write_points_any(tmp_path / "p.mrk.json", POINTS)
+    write_points(tmp_path / "p.mrk.json", POINTS)
     markup = json.loads((tmp_path / "p.mrk.json").read_text(encoding="utf-8"))["markups"][0]
     assert markup["coordinateSystem"] == "LPS" and markup["type"] == "Fiducial"
     assert markup["controlPoints"][0] == {
@@ -69,7 +69,7 @@ def test_slicers_coordinate_system_is_obeyed(system: str, signs: Any, tmp_path: 
         "vtkMRMLMarkupsFiducialNode_1,1,2,3,0,0,0,1,1,1,0,F-2,,\n"
     )
     (tmp_path / "p.fcsv").write_text(text, encoding="utf-8")
-    points = read_points_any(tmp_path / "p.fcsv")
+    points = read_points(tmp_path / "p.fcsv")
     assert list(points) == ["F, 1", "F-2"]
     np.testing.assert_allclose(points["F, 1"], [10.5 * signs[0], -20 * signs[1], 30])
     if system.isdigit():
@@ -80,7 +80,7 @@ def test_slicers_coordinate_system_is_obeyed(system: str, signs: Any, tmp_path: 
     ]
     markups = {"markups": [{"coordinateSystem": system, "controlPoints": control}]}
     (tmp_path / "p.mrk.json").write_text(json.dumps(markups), encoding="utf-8")
-    points = read_points_any(tmp_path / "p.mrk.json")
+    points = read_points(tmp_path / "p.mrk.json")
     assert list(points) == ["a"]
     np.testing.assert_allclose(points["a"], [10.5 * signs[0], -20 * signs[1], 30])
 
@@ -91,20 +91,20 @@ def test_voxels_count_the_axes_as_stored(scan: Scan, tmp_path: Path) -> None:
     text = "".join(",".join(f"{v:g}" for v in row) + "\n" for row in voxels)
     (tmp_path / "l2r.csv").write_text(text, encoding="utf-8")
     assert holds_voxels(tmp_path / "l2r.csv")
-    points = read_points_any(tmp_path / "l2r.csv", scan)
+    points = read_points(tmp_path / "l2r.csv", scan)
     assert list(points) == ["1", "2", "3"]
     index = np.rint(apply_affine(np.linalg.inv(scan.volume.affine), points["1"])).astype(int)
     assert scan.volume.data[tuple(index)] == scan.to_native(scan.volume.data)[20, 10, 15]
-    write_points_any(tmp_path / "again.csv", points, scan, "voxel")
+    write_points(tmp_path / "again.csv", points, scan, "voxel")
     np.testing.assert_allclose(np.loadtxt(tmp_path / "again.csv", delimiter=","), voxels, atol=1e-4)
-    write_points_any(tmp_path / "named.csv", POINTS, scan, "voxel")
-    again = read_points_any(tmp_path / "named.csv", scan, "voxel")
+    write_points(tmp_path / "named.csv", POINTS, scan, "voxel")
+    again = read_points(tmp_path / "named.csv", scan, "voxel")
     for key, point in POINTS.items():
         np.testing.assert_allclose(again[key], point, atol=1e-3)
     (tmp_path / "header.csv").write_text("x,y,z\n" + text, encoding="utf-8")
-    same = read_points_any(tmp_path / "header.csv", scan, "voxel")
+    same = read_points(tmp_path / "header.csv", scan, "voxel")
     np.testing.assert_allclose(same["2"], points["2"])
-    as_mm = read_points_any(tmp_path / "header.csv", unit="mm")
+    as_mm = read_points(tmp_path / "header.csv", unit="mm")
     np.testing.assert_allclose(as_mm["2"], [9.5, 22, 11.25])
 
 
@@ -129,22 +129,22 @@ def test_voxels_count_the_axes_as_stored(scan: Scan, tmp_path: Path) -> None:
 def test_unclear_files_are_refused(name: str, text: str, said: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text(text, encoding="utf-8")
     with pytest.raises(InputError, match=said) as caught:
-        read_points_any(tmp_path / name)
+        read_points(tmp_path / name)
     assert name in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["p.csv", "p.fcsv", "p.mrk.json"])
 def test_a_missing_file_is_said(name: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=rf"{name}: no such"):
-        read_points_any(tmp_path / name)
+        read_points(tmp_path / name)
 
 
 def test_voxels_are_for_csv_only(scan: Scan, tmp_path: Path) -> None:
-    write_points_any(tmp_path / "p.fcsv", POINTS)
+    write_points(tmp_path / "p.fcsv", POINTS)
     with pytest.raises(InputError, match="says itself"):
-        read_points_any(tmp_path / "p.fcsv", scan, "voxel")
+        read_points(tmp_path / "p.fcsv", scan, "voxel")
     with pytest.raises(InputError, match="written as"):
-        write_points_any(tmp_path / "p.json", POINTS)
+        write_points(tmp_path / "p.json", POINTS)
 
 
 def test_points_in_lps_are_told_from_points_elsewhere(tmp_path: Path) -> None:

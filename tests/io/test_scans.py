@@ -12,7 +12,8 @@ import pytest
 
 from lmreg_jax.errors import InputError
 from lmreg_jax.imaging.volume import Volume, apply_affine
-from lmreg_jax.io.scan import read_mask, read_scan, write_native
+from lmreg_jax.io.nifti import write_native
+from lmreg_jax.io.read import read_mask, read_scan
 from tests import spaces
 
 OBLIQUE = spaces.rotation((10, -7, 15)) @ spaces.grid()

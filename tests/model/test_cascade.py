@@ -15,6 +15,7 @@ from lmreg_jax.core.objective import Objective
 from lmreg_jax.core.posterior import Posterior
 from lmreg_jax.model.cascade import cascade
 from lmreg_jax.training import step
+from lmreg_jax.types import Batch
 from tests import numerics
 
 SHAPE = (8, 6, 10)  # of the images; the field's grid is twice as coarse
@@ -83,11 +84,11 @@ def test_the_gradient_is_that_of_the_last_pass(pair: tuple[np.ndarray, np.ndarra
     np.testing.assert_array_equal(found["spread"], 0)
 
 
-def some_batch(pairs: int) -> step.Batch:
+def some_batch(pairs: int) -> Batch:
     fixed = np.stack([numerics.smooth_image(SHAPE, s) for s in range(pairs)])
     points, shift = np.full((pairs, 2, 3), 2.0), np.array([1.0, 0, 0])
     arrays = [jnp.float32(a) for a in (fixed, np.roll(fixed, 1, axis=1), points, points + shift)]
-    return step.Batch(*arrays, jnp.ones((pairs, 2), bool))
+    return Batch(*arrays, jnp.ones((pairs, 2), bool))
 
 
 OPTIMISER = optax.sgd(1.0)  # the change of the parameters is the gradient

@@ -13,6 +13,7 @@ import pytest
 from experiments import lung
 from lmreg_jax.errors import InputError
 from lmreg_jax.model import config as configuration
+from lmreg_jax.training.config import make_augmentation, make_optimiser
 
 
 def changed(**values: Any) -> Any:
@@ -140,7 +141,7 @@ def test_spacing_is_three_numbers() -> None:
 
 def rates(config: Any, steps: int) -> list[float]:
     """The size of Adam's steps under a constant gradient: the learning rate."""
-    optimiser = configuration.optimiser(config)
+    optimiser = make_optimiser(config)
     params = jnp.zeros(())
     state = optimiser.init(params)
     found = []
@@ -167,7 +168,7 @@ def test_warm_up_then_cosine() -> None:
 
 
 def test_the_whole_gradient_is_clipped_where_asked_for() -> None:
-    optimiser = configuration.optimiser(changed(train__clip_norm=1.0))
+    optimiser = make_optimiser(changed(train__clip_norm=1.0))
     gradients = {"a": jnp.full(4, 10.0), "b": jnp.full(5, 10.0)}
     _, state = optimiser.update(gradients, optimiser.init(gradients), gradients)
     first = optax.tree_utils.tree_get(state, "mu")
@@ -175,5 +176,5 @@ def test_the_whole_gradient_is_clipped_where_asked_for() -> None:
 
 
 def test_no_augmentation_is_none() -> None:
-    assert configuration.augment(lung.get_config("paper")) is None
-    assert configuration.augment(lung.get_config()) is not None
+    assert make_augmentation(lung.get_config("paper")) is None
+    assert make_augmentation(lung.get_config()) is not None

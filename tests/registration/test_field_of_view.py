@@ -12,14 +12,16 @@ import pytest
 from lmreg_jax.affine import reference
 from lmreg_jax.anatomy.chest import Side, read_side
 from lmreg_jax.cohort import batches
-from lmreg_jax.cohort.cohort import Cohort, images_of_pair, read_cohort
+from lmreg_jax.cohort.case import images_of_pair
+from lmreg_jax.cohort.cohort import Cohort, read_cohort
 from lmreg_jax.errors import InputError
 from lmreg_jax.evaluation import cohort as evaluation
 from lmreg_jax.imaging import intensity
 from lmreg_jax.imaging.intensity import fill_missing
 from lmreg_jax.imaging.resampling import inside, resample
 from lmreg_jax.imaging.transforms import transform_points
-from lmreg_jax.imaging.volume import Volume, apply_affine, write_volume
+from lmreg_jax.imaging.volume import Volume, apply_affine
+from lmreg_jax.io.nifti import write_volume
 from lmreg_jax.registration import scans
 from tests.analytic_thorax import shipped_model, stored
 
@@ -96,13 +98,13 @@ def test_reference_lungs_are_those_of_a_box(cohort: Cohort, tmp_path: Path) -> N
     lungs = np.zeros(SHAPE, np.uint8)
     lungs[4:8, 2:14, 5:15] = 1
     case = replace(cohort.cases[0], lungs=lungs)
-    found = reference.of_cases([case, cohort.cases[1]], cohort.spacing_mm)
+    found = reference.of_masks([case.lungs, cohort.cases[1].lungs], cohort.spacing_mm)
     assert found is not None
     np.testing.assert_allclose(found.mean_mm, [11.0, 15.0, 19.0])
     np.testing.assert_allclose(found.sd_mm, 2 * np.array([4, 12, 10]) / np.sqrt(12))
     reference.write(tmp_path, found)
     np.testing.assert_array_equal(reference.read(tmp_path), found)
-    assert reference.of_cases(cohort.cases, cohort.spacing_mm) is None
+    assert reference.of_masks([], cohort.spacing_mm) is None
     assert reference.read(tmp_path / "none") is None
 
 

@@ -15,7 +15,8 @@ from lmreg_jax.anatomy.chest import Side, check_ct, check_pair, read_side
 from lmreg_jax.errors import InputError
 from lmreg_jax.imaging import intensity
 from lmreg_jax.imaging.transforms import jacobian, transform_points
-from lmreg_jax.imaging.volume import Volume, apply_affine, write_volume
+from lmreg_jax.imaging.volume import Volume, apply_affine, bounding_box_mm
+from lmreg_jax.io.nifti import write_volume
 from lmreg_jax.io.scan import make_scan
 from lmreg_jax.registration import measures, refinement
 from lmreg_jax.registration import velocity as pair
@@ -44,7 +45,7 @@ def test_model_frame_puts_the_lungs_where_the_model_knows_them() -> None:
     np.testing.assert_allclose(np.sqrt(moments.covariance.diagonal()) / scale, reference.sd_mm)
     plain = pair.model_frame(lungs, lungs, np.eye(4), (48, 32, 64), (7.0, 7.0, 7.0), None)
     np.testing.assert_allclose(plain.spacing, 7.0)
-    low, high = intensity.bounding_box_mm(lungs)
+    low, high = bounding_box_mm(lungs)
     middle = plain.affine[:3, 3] + plain.spacing * (np.array(plain.shape) - 1) / 2
     np.testing.assert_allclose(middle, (low + high) / 2)
 

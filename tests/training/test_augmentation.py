@@ -16,7 +16,7 @@ from lmreg_jax.training.augmentation import (
     random_affine,
     random_nodes,
 )
-from lmreg_jax.training.step import Batch
+from lmreg_jax.types import Batch
 from tests import numerics
 
 SHAPE = (24, 20, 22)

@@ -14,7 +14,8 @@ from lmreg_jax.core.objective import Objective
 from lmreg_jax.core.posterior import Posterior
 from lmreg_jax.model.unet import UNet
 from lmreg_jax.training import step as training
-from lmreg_jax.training.step import Batch, TrainState
+from lmreg_jax.training.step import TrainState
+from lmreg_jax.types import Batch
 from tests import numerics
 
 SHAPE = (8, 6, 8)
