@@ -9,21 +9,21 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SOURCES = sorted([*(ROOT / "lmreg_jax").rglob("*.py"), *(ROOT / "experiments").glob("*.py")])
+SOURCES = sorted([*(ROOT / "lmreg_jax").rglob("*.py"), *(ROOT / "experiments").rglob("*.py")])
 WRITING = {"write_text", "write_bytes", "savefig", "save", "savez", "savez_compressed", "WriteTransform"}
 WRITING |= {"WriteImage", "to_filename", "ftruncate", "pwrite"}
 # Where a file is written without `replacing`, and why that leaves nothing half under its name.
 OTHERWISE = {
-    "cohort_cache.py": "a folder under another name, renamed when whole",
+    "cohort/cache.py": "a folder under another name, renamed when whole",
     "phantom/writer.py": "the same",
     "checkpoint.py": "orbax: a folder under another name, renamed when whole",
     "scalars.py": "a log that grows by lines; one cut short is dropped on resuming",
     "tensorboard.py": "TFRecord, a log of the same kind, each record with its sum",
-    "workdir_lock.py": "a note of who holds the lock, not a result",
-    "pair_output.py": "a folder under another name, renamed when whole",
-    "preparation.py": "into such a folder",
+    "lock.py": "a note of who holds the lock, not a result",
+    "report/output.py": "a folder under another name, renamed when whole",
+    "cohort/preprocess.py": "into such a folder",
     "phantom_figure.py": "draws a figure for the documentation",
-    "transform_files.py": "into the file object that `replacing` named",
+    "io/transforms.py": "into the file object that `replacing` named",
 }
 
 
@@ -52,9 +52,9 @@ def test_files_appear_whole(path: Path) -> None:
         f"{name}, line {line}"
         for name, line in calls(ast.parse(path.read_text(encoding="utf-8")))
         # Saving a checkpoint, a model: functions of ours that take care themselves.
-        if name.split(".")[0] not in ("checkpoint", "model_files", "planes", "writer")
+        if name.split(".")[0] not in ("checkpoint", "weights", "planes", "writer")
     ]
-    assert known or not found, f"{path.name}: {found}: write through lmreg_jax.tables.replacing"
+    assert known or not found, f"{path.name}: {found}: write through lmreg_jax.io.tables.replacing"
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))

@@ -17,7 +17,7 @@ from lmreg_jax.registration import velocity
 from lmreg_jax.registration.scans import Registered
 from lmreg_jax.report import overview
 from lmreg_jax.report import page as report_page
-from lmreg_jax.report.output import finite
+from lmreg_jax._records import plain
 from tests.tiny_cohort import random_pull, subject
 
 
@@ -97,4 +97,4 @@ def test_html_holds_the_picture_and_escapes_what_comes_from_outside(tmp_path: Pa
 
 def test_json_has_no_nan() -> None:
     nested = {"a": [float("nan"), np.float32(1.5), np.int64(2)], "b": {"c": float("inf"), "d": "text"}}
-    assert finite(nested) == {"a": [None, 1.5, 2], "b": {"c": None, "d": "text"}}
+    assert plain(nested) == {"a": [None, 1.5, 2], "b": {"c": None, "d": "text"}}
