@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.image import imread
 
+from lmreg_jax._records import plain
 from lmreg_jax.affine.pairwise import Affine
 from lmreg_jax.anatomy.chest import Side
 from lmreg_jax.imaging.volume import Volume
@@ -17,7 +18,6 @@ from lmreg_jax.registration import velocity
 from lmreg_jax.registration.scans import Registered
 from lmreg_jax.report import overview
 from lmreg_jax.report import page as report_page
-from lmreg_jax._records import plain
 from tests.tiny_cohort import random_pull, subject
 
 
