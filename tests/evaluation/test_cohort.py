@@ -18,7 +18,7 @@ from lmreg_jax.cohort.cohort import Cohort
 from lmreg_jax.errors import InputError
 from lmreg_jax.evaluation import cohort as evaluation
 from lmreg_jax.evaluation.tables import summarise, write_tables
-from lmreg_jax.report.cohort import write_figures
+from lmreg_jax.report import cohort as report
 
 SHAPE, SPACING = (16, 12, 14), (2.0, 3.0, 4.0)
 SHIFT = np.array([2.0, 0.0, -1.0])  # voxels, fixed -> moving, of every pair below
@@ -225,12 +225,12 @@ def test_a_mask_without_sides_has_a_dice_but_no_sides() -> None:
 def test_figures_of_the_median_and_the_worst_pair(tmp_path: Path) -> None:
     pairs = [("a", "b"), ("b", "a"), ("c", "a")]  # errors 0, twice and three times the shift
     results = evaluation.evaluate_pairs(shifting, TWO, pairs, progress=False)
-    shown = evaluation._shown(results)
+    shown = report._shown(results)
     assert {title: result.name for title, result in shown.items()} == {
         "median pair": "a -> b",
         "worst pair": "a -> c",
     }
-    files = write_figures(tmp_path, shifting, TWO, pairs[:1])
+    files = report.write_figures(tmp_path, shifting, TWO, pairs[:1])
     assert (
         {f.name for f in files}
         == {f.name for f in tmp_path.iterdir()}
