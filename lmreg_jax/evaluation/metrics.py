@@ -182,9 +182,7 @@ def dice(a: ArrayLike, b: ArrayLike, label: int | None = None) -> float:
     return 2.0 * int((first & second).sum()) / total if total else float("nan")
 
 
-def surface_distances(
-    a: ArrayLike, b: ArrayLike, spacing_mm: Sequence[float] | Floats
-) -> SurfaceDistances:
+def surface_distances(a: ArrayLike, b: ArrayLike, spacing_mm: Sequence[float] | Floats) -> SurfaceDistances:
     """How far the surfaces of two masks [X, Y, Z] lie apart, in mm; NaN where a mask is empty.
 
     A surface is the set of the mask's voxel centres with a 6-neighbour outside it (the frame's outside

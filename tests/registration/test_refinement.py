@@ -14,6 +14,7 @@ from lmreg_jax.core.objective import Objective, displacement_of, image_scale
 from lmreg_jax.core.objective import terms as training_terms
 from lmreg_jax.core.posterior import Posterior
 from lmreg_jax.registration import refinement
+from lmreg_jax.registration.grid import Pair
 
 SHAPE = (24, 20, 28)
 OBJECTIVE = Objective(precision=1.0, image_sigma=0.05, integration_steps=5)
@@ -34,12 +35,12 @@ def bump(size: float) -> jax.Array:
     return jnp.stack([size * jnp.exp(-squared / 2), 0 * squared, 0 * squared], axis=-1)
 
 
-def moved_pair(size: float) -> tuple[refinement.Pair, jax.Array]:
+def moved_pair(size: float) -> tuple[Pair, jax.Array]:
     """fixed(x) = moving(x + u(x)) for the displacement u of `bump(size)`."""
     moving = blobs()
     u = displacement_of(bump(size), SHAPE, stride=2, steps=5)
     inside = jnp.ones(SHAPE, bool)
-    return refinement.Pair(fields.warp(moving, u), moving, inside, inside), u
+    return Pair(fields.warp(moving, u), moving, inside, inside), u
 
 
 def test_terms_are_those_of_training() -> None:
@@ -72,7 +73,7 @@ def test_contrast_medium_moves_nothing_by_local_correlation() -> None:
     image = blobs()
     factor = jnp.linspace(1, 0.5, SHAPE[0])[:, None, None]
     inside = jnp.ones(SHAPE, bool)
-    pair = refinement.Pair(image, image * factor, inside, inside)
+    pair = Pair(image, image * factor, inside, inside)
     still = jnp.zeros_like(bump(0.0))
     moved = {}
     for image_term, sigma in (("ssd", 0.05), ("lncc5", 0.1)):
@@ -110,7 +111,7 @@ def test_known_motion_is_found() -> None:
 def test_nothing_to_gain_keeps_the_start() -> None:
     image = blobs()
     inside = jnp.ones(SHAPE, bool)
-    pair = refinement.Pair(image, image, inside, inside)
+    pair = Pair(image, image, inside, inside)
     outcome = refinement.refine(pair, bump(0.0), objective=OBJECTIVE, steps=3)
     assert outcome.step == 0
     assert float(jnp.abs(outcome.velocity).max()) == 0
@@ -121,7 +122,7 @@ def test_nothing_to_gain_keeps_the_start() -> None:
 def test_a_prior_around_the_start_asks_for_no_change() -> None:
     flat = jnp.full(SHAPE, 0.5)
     inside = jnp.ones(SHAPE, bool)
-    pair, start = refinement.Pair(flat, flat, inside, inside), bump(0.8)
+    pair, start = Pair(flat, flat, inside, inside), bump(0.8)
     smoothed = refinement.refine(pair, start, objective=OBJECTIVE, steps=3)
     assert smoothed.after["prior"] < smoothed.before["prior"]  # around zero: less motion is better
     kept = refinement.refine(pair, start, objective=OBJECTIVE, steps=3, centre=start)
@@ -185,7 +186,7 @@ def test_a_better_fit_that_folds_is_refused() -> None:
     fixed, moving = jax.random.uniform(jax.random.key(3), (2, *SHAPE))
     inside = jnp.ones(SHAPE, bool)
     loose = OBJECTIVE._replace(precision=1e-4)
-    pair = refinement.Pair(fixed, moving, inside, inside)
+    pair = Pair(fixed, moving, inside, inside)
     outcome = refinement.refine(pair, bump(0.0), objective=loose, steps=15, learning_rate=6.0)
     assert min(outcome.history) < outcome.after["total"] < outcome.before["total"]
     assert outcome.smallest_jacobian[1] >= refinement.LEAST_JACOBIAN
@@ -230,7 +231,7 @@ def test_laplace_variance_minimises_the_expected_objective() -> None:
         moving = jnp.asarray(np.asarray(blobs()), jnp.float64)
         inside = jnp.ones(SHAPE, bool)
         # At v = 0 with no residual the Gauss-Newton second derivative is exact.
-        pair = refinement.Pair(moving, moving, inside, inside)
+        pair = Pair(moving, moving, inside, inside)
         velocity = jnp.zeros((12, 10, 14, 3), jnp.float64)
         log_variance = refinement.laplace_log_variance(pair, velocity, OBJECTIVE)
         voxels = velocity.size // 3
@@ -252,7 +253,7 @@ def test_laplace_variance_minimises_the_expected_objective() -> None:
 def test_a_flat_image_leaves_the_variance_of_the_prior() -> None:
     flat = jnp.full(SHAPE, 0.5)
     inside = jnp.ones(SHAPE, bool)
-    pair = refinement.Pair(flat, flat, inside, inside)
+    pair = Pair(flat, flat, inside, inside)
     found = refinement.laplace_log_variance(pair, bump(0.0), OBJECTIVE)
     assert float(jnp.exp(found[5, 5, 5, 0])) == pytest.approx(1 / 6, rel=1e-5)
     assert float(jnp.exp(found[0, 0, 0, 0])) == pytest.approx(1 / 3, rel=1e-5)
