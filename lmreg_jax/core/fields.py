@@ -17,7 +17,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-from jax.scipy.ndimage import map_coordinates
 
 from lmreg_jax.core import _squaring as squaring
 
@@ -32,8 +31,8 @@ def sample(values: Array, positions: Array) -> Array:
     """Trilinear interpolation of `values` at `positions`, extended by the edge.  [Hu eq. 9]
 
     values: `[X, Y, Z]` or `[X, Y, Z, C]`; positions: `[..., 3]`, voxels. Returns `[...]` or
-    `[..., C]`. Equal to `sample_reference`, in value and in derivative (at an integer position the
-    slope is the forward difference, at and beyond the last voxel zero).
+    `[..., C]`. At an integer position the slope is the forward difference, at and beyond the last voxel
+    zero, as in `jax.scipy.ndimage.map_coordinates`.
 
     An image on the CPU goes by `_sample_by_blocks`, all else by `_sample_by_corners`: two ways to the
     same numbers.
@@ -111,19 +110,6 @@ def _sample_by_blocks(values: Array, positions: Array) -> Array:
     return between(face(0), face(1), along_z)
 
 
-def sample_reference(values: Array, positions: Array) -> Array:
-    """The same as `sample`, through `jax.scipy.ndimage.map_coordinates`: the definition.
-
-    Kept because it is short enough to be seen to be right; the tests hold `sample` against it.
-    """
-    coordinates = jnp.moveaxis(positions, -1, 0)
-
-    def one(channel: Array) -> Array:
-        return map_coordinates(channel, list(coordinates), order=1, mode="nearest")
-
-    return one(values) if values.ndim == 3 else jax.vmap(one, in_axes=-1, out_axes=-1)(values)
-
-
 def sample_nearest(labels: Array, positions: Array) -> Array:
     """Nearest-neighbour lookup, for label maps; half-way positions go to the even voxel.
 
@@ -188,16 +174,6 @@ def integrate(velocity: Array, *, steps: int = 7, forward_mode: bool = False) ->
     if forward_mode:
         return plain(velocity)
     return lax.platform_dependent(velocity, cpu=by_stencil, default=plain)
-
-
-def invert(displacement: Array, *, iterations: int = 20) -> Array:
-    """Displacement w with (id + u) o (id + w) = id, by the fixed point w(x) = -u(x + w(x)).
-
-    displacement: `[X, Y, Z, 3]`, voxels. Converges where |grad u| < 1 (each iteration shrinks the
-    error by that factor) [Chen 2008]. For a field that came from a velocity, `integrate(-velocity)`
-    is the inverse, at any size.
-    """
-    return lax.fori_loop(0, iterations, lambda _, w: -warp(displacement, w), -displacement)
 
 
 def upsample(displacement: Array, shape: tuple[int, ...], *, factor: int = 2) -> Array:

@@ -47,11 +47,6 @@ class Registration(NamedTuple):
     displacement: NDArray[Any]  # [X, Y, Z, 3], voxels, fixed -> moving
 
 
-def identity_register(fixed: NDArray[Any], moving: NDArray[Any]) -> Registration:
-    """The registration that moves nothing: u = 0."""
-    return Registration(np.asarray(moving), np.zeros((*np.shape(fixed), 3), np.float32))
-
-
 def evaluate_pairs(
     register: Register, cohort: Cohort, pairs: Pairs, *, progress: bool = True
 ) -> list[PairResult]:

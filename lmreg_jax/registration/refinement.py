@@ -49,17 +49,6 @@ class Outcome(NamedTuple):
     step: int
 
 
-def terms(objective: Objective, velocity: Array, pair: Pair, centre: Array | float = 0.0) -> dict[str, Array]:
-    """{"image", "prior", "total"} of a velocity `[x, y, z, 3]`, weighted as in training (eq. 7).
-
-    The prior is the part of the KL divergence that depends on the mean; 0 for v = centre, the prior's
-    own mean.
-    """
-    stride = field_stride(pair.fixed.shape, velocity.shape[:3])
-    u = displacement_of(velocity, pair.fixed.shape, stride=stride, steps=objective.integration_steps)
-    return _with_total(_image(objective, stride, u, pair), _prior(objective, velocity - centre))
-
-
 def _image(objective: Objective, stride: int, displacement: Array, pair: Pair) -> Array:
     """The image term, weighted. Where a scan has no data the warped image is compared with itself, and
     fixed: no value there, and no slope, not by a neighbour's window (local correlation) either."""
@@ -71,6 +60,8 @@ def _image(objective: Objective, stride: int, displacement: Array, pair: Pair) -
 
 
 def _prior(objective: Objective, velocity: Array) -> Array:
+    """The part of the KL divergence that depends on the mean, for a velocity seen from the prior's own
+    mean: 0 for 0."""
     kl = partial(prior.kl_divergence, precision=objective.precision, reading=objective.reading)
     flat = jnp.zeros_like(velocity)
     return kl(velocity, flat) - kl(flat, flat)

@@ -43,10 +43,19 @@ def moved_pair(size: float) -> tuple[Pair, jax.Array]:
     return Pair(fields.warp(moving, u), moving, inside, inside), u
 
 
+def terms(
+    objective: Objective, velocity: jax.Array, pair: Pair, centre: jax.Array | float = 0.0
+) -> dict[str, jax.Array]:
+    """{"image", "prior", "total"} that a refinement minimises."""
+    u = displacement_of(velocity, SHAPE, stride=2, steps=objective.integration_steps)
+    image = refinement._image(objective, 2, u, pair)
+    return refinement._with_total(image, refinement._prior(objective, velocity - centre))
+
+
 def test_terms_are_those_of_training() -> None:
     pair, _ = moved_pair(1.0)
     velocity = bump(0.4)
-    found = refinement.terms(OBJECTIVE, velocity, pair)
+    found = terms(OBJECTIVE, velocity, pair)
     u = displacement_of(velocity, SHAPE, stride=2, steps=5)
     none = jnp.zeros((1, 3))
     trained = training_terms(
@@ -130,8 +139,8 @@ def test_a_prior_around_the_start_asks_for_no_change() -> None:
     assert kept.before["total"] == 0
     np.testing.assert_array_equal(kept.velocity, start)
     # Away from the centre it is the prior of the difference.
-    around = refinement.terms(OBJECTIVE, bump(1.1), pair, centre=start)["prior"]
-    difference = refinement.terms(OBJECTIVE, bump(1.1) - start, pair)["prior"]
+    around = terms(OBJECTIVE, bump(1.1), pair, centre=start)["prior"]
+    difference = terms(OBJECTIVE, bump(1.1) - start, pair)["prior"]
     assert float(around) == float(difference) > 0
     seen = refinement.compared(OBJECTIVE, pair, bump(1.1), kept, [], centre=start)
     assert seen.before["prior"] == pytest.approx(float(around), rel=1e-5)
@@ -146,14 +155,12 @@ def test_what_a_scan_does_not_show_has_no_value_and_no_slope() -> None:
     here = pair._replace(moving_inside=known)
     there = here._replace(moving=jnp.where(known, pair.moving, 0.0))
     velocity = jnp.zeros_like(bump(0.0))
-    one, other = (
-        jax.grad(lambda v, p=p: refinement.terms(OBJECTIVE, v, p)["image"])(velocity) for p in (here, there)
-    )
+    one, other = (jax.grad(lambda v, p=p: terms(OBJECTIVE, v, p)["image"])(velocity) for p in (here, there))
     # A voxel at the seam has its forward neighbour above it, so even there no unknown voxel is read.
     np.testing.assert_array_equal(one, other)
     assert float(jnp.abs(one[:, :, :5]).max()) == 0  # field voxels whose reach ends below the seam
     assert float(jnp.abs(one[:, :, 7:]).max()) > 0
-    half = refinement.terms(OBJECTIVE, velocity, here)["image"]
+    half = terms(OBJECTIVE, velocity, here)["image"]
     scale = image_scale(OBJECTIVE, 2)
     expected = scale * jnp.mean(jnp.where(known, pair.fixed - pair.moving, 0) ** 2)
     assert float(half) == pytest.approx(float(expected), rel=1e-5)
@@ -164,7 +171,7 @@ def test_what_a_scan_does_not_show_has_no_slope_by_a_neighbours_window_either() 
     pair, _ = moved_pair(1.0)
     known = jnp.broadcast_to(jnp.arange(SHAPE[2]) >= 12, SHAPE)
     objective = OBJECTIVE._replace(image="lncc5")
-    slope = jax.grad(lambda v: refinement.terms(objective, v, pair._replace(moving_inside=known))["image"])(
+    slope = jax.grad(lambda v: terms(objective, v, pair._replace(moving_inside=known))["image"])(
         jnp.zeros_like(bump(0.0))
     )
     assert float(jnp.abs(slope[:, :, :6]).max()) == 0  # field voxel 5 reaches to image voxel 11
@@ -239,7 +246,7 @@ def test_laplace_variance_minimises_the_expected_objective() -> None:
 
         @jax.jit
         def image(v: jax.Array) -> jax.Array:
-            return refinement.terms(OBJECTIVE, v, pair)["image"]
+            return terms(OBJECTIVE, v, pair)["image"]
 
         step = 0.02
         for index in [(5, 5, 7, 0), (3, 6, 9, 1), (8, 4, 4, 2)]:
