@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -44,6 +45,15 @@ def heading(where: dict[str, Any]) -> str:
     )
 
 
+def parser(text: str, name: str = "") -> argparse.ArgumentParser:
+    """A benchmark's command line, its docstring as help: --output, the folder, and --name, the files'."""
+    words = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    words.add_argument("--output", type=Path, default=RESULTS)
+    if name:
+        words.add_argument("--name", default=name)
+    return words
+
+
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]], *, words: int = 1) -> list[str]:
     """Lines of a Markdown table, its first `words` columns to the left, numbers to the right."""
     lines = [f"| {' | '.join(heads)} |", "| --- " * words + "| ---: " * (len(heads) - words) + "|"]
@@ -51,12 +61,13 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]], *, words: int = 1
 
 
 def write(stem: Path, where: dict[str, Any], rows: Any, markdown: str) -> None:
-    """STEM.json (environment and rows) and STEM.md."""
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(stem.with_suffix(".json")) as temporary:
-        temporary.write_text(json.dumps({**where, "rows": rows}, indent=1) + "\n", encoding="utf-8")
-    with replacing(stem.with_suffix(".md")) as temporary:
-        temporary.write_text(markdown, encoding="utf-8")
+    """STEM.json (environment and rows; none without rows) and STEM.md."""
+    texts = {".md": markdown}
+    if rows is not None:
+        texts[".json"] = json.dumps({**where, "rows": rows}, indent=1) + "\n"
+    for suffix, text in texts.items():
+        with replacing(stem.with_suffix(suffix)) as temporary:
+            temporary.write_text(text, encoding="utf-8")
 
 
 def answer_of(module: str, *words: str) -> dict[str, Any]:

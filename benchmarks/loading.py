@@ -15,7 +15,6 @@ import argparse
 import statistics
 import time
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -101,9 +100,7 @@ def compare(config: Any, steps: int, rounds: int) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = common.parser(__doc__, "loading")
     parser.add_argument("--root", default="", help="a cohort's folder (default: the embedded thorax)")
     parser.add_argument("--grid", default="48x32x64")
     parser.add_argument("--spacing", type=float, default=7.0, help="mm")
@@ -112,8 +109,6 @@ def main() -> None:
     parser.add_argument("--test", type=int, default=10, help="of them that training does not see")
     parser.add_argument("--steps", type=int, default=20, help="in a block")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--output", type=Path, default=common.RESULTS)
-    parser.add_argument("--name", default="loading")
     given = parser.parse_args()
     compilation_cache.enable()
     where = common.environment("benchmarks.loading")

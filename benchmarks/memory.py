@@ -8,12 +8,8 @@ its own. Writes memory_cases.md (default folder: benchmarks/results).
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
-import resource
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -21,7 +17,6 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import common
-from lmreg_jax.io.tables import replacing
 
 DISTINCT = 8  # scans that are really written
 PACKAGES = ("numpy", "scipy", "nibabel", "jax")
@@ -59,12 +54,6 @@ def write_cohort(root: Path, count: int, edge: int) -> None:
     (root / "cases.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def peak_mb() -> float:
-    """The most memory that this process has held so far."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
-
-
 def measure(root: Path, cache: Path, edge: int, count: int, prepared: bool) -> dict[str, list[float]]:
     """Peak in MB and seconds after each stage; prepared: the cache holds the cohort already."""
     from experiments.run.supply import Supply
@@ -72,12 +61,12 @@ def measure(root: Path, cache: Path, edge: int, count: int, prepared: bool) -> d
     from lmreg_jax.cohort import batches
     from lmreg_jax.cohort.cohort import read_cohort, training_pairs
 
-    found: dict[str, list[float]] = {"imports": [peak_mb(), 0.0]}
+    found: dict[str, list[float]] = {"imports": [common.peak_mb(), 0.0]}
     start = time.perf_counter()
 
     def done(stage: str) -> None:
         nonlocal start
-        found[stage] = [peak_mb(), time.perf_counter() - start]
+        found[stage] = [common.peak_mb(), time.perf_counter() - start]
         start = time.perf_counter()
 
     cohort = read_cohort(
@@ -103,66 +92,57 @@ def measure(root: Path, cache: Path, edge: int, count: int, prepared: bool) -> d
     return found
 
 
-def in_a_process(arguments: argparse.Namespace, root: Path, prepared: bool) -> dict[str, list[float]]:
-    command = [sys.executable, "-m", "benchmarks.memory", f"--worker={root}", f"--edge={arguments.edge}"]
-    command += [f"--batches={arguments.batches}", *(["--prepared"] if prepared else [])]
-    answer = subprocess.run(command, capture_output=True, text=True, check=True, encoding="utf-8")
-    found: dict[str, list[float]] = json.loads(answer.stdout.splitlines()[-1])
-    return found
-
-
-def table(rows: dict[int, dict[str, list[float]]], edge: int) -> str:
-    """Markdown: megabytes above those after the imports."""
-    lines = [
-        f"| cases of {edge}^3 | arrays of all, prepared (MB) | prepare (MB) | open (MB) | batches (MB) |"
-        " prepare (s) | open (s) | batches (s) |",
-        "| ---: " * 8 + "|",
-    ]
-    for count, row in rows.items():
-        mb = [f"{row[stage][0] - row[stage + ' imports'][0]:.1f}" for stage in STAGES[1:]]
-        seconds = [f"{row[stage][1]:.1f}" for stage in STAGES[1:]]
-        arrays = count * edge**3 * 6 / 2**20  # float32 image, two masks of a byte
-        lines.append(f"| {count} | {arrays:.0f} | {' | '.join(mb)} | {' | '.join(seconds)} |")
-    return "\n".join(lines)
+def row(count: int, edge: int, stages: dict[str, list[float]]) -> list[str]:
+    """Megabytes above those after the imports, and seconds."""
+    mb = [f"{stages[stage][0] - stages[stage + ' imports'][0]:.1f}" for stage in STAGES[1:]]
+    seconds = [f"{stages[stage][1]:.1f}" for stage in STAGES[1:]]
+    arrays = count * edge**3 * 6 / 2**20  # float32 image, two masks of a byte
+    return [str(count), f"{arrays:.0f}", *mb, *seconds]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser = common.parser(__doc__)
     parser.add_argument("--cases", default="100,1000")
     parser.add_argument("--edge", type=int, default=24)
     parser.add_argument("--batches", type=int, default=200)
-    parser.add_argument("--output", type=Path, default=common.RESULTS)
-    parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--prepared", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--worker", type=Path, help="for the processes that it starts")
+    parser.add_argument("--prepared", action="store_true", help="for the processes that it starts")
     given = parser.parse_args()
     if given.worker:
         folder = given.worker
         answer = measure(folder, folder / "cache", given.edge, given.batches, given.prepared)
         print(json.dumps(answer))
         return
-    rows: dict[int, dict[str, list[float]]] = {}
+    rows = []
     for count in map(int, given.cases.split(",")):
         with tempfile.TemporaryDirectory() as temporary:
             root = Path(temporary)
             for name in ("images", "lungs", "landmarks"):
                 (root / name).mkdir()
             write_cohort(root, count, given.edge)
-            first, second = (in_a_process(given, root, prepared) for prepared in (False, True))
+            words = [f"--worker={root}", f"--edge={given.edge}", f"--batches={given.batches}"]
+            first = common.answer_of("benchmarks.memory", *words)
+            second = common.answer_of("benchmarks.memory", *words, "--prepared")
+        if failed := first.get("error") or second.get("error"):
+            raise SystemExit(failed)
         imports = {"prepare imports": first.pop("imports")}
         imports |= dict.fromkeys(("open imports", "batches imports"), second.pop("imports"))
-        rows[count] = first | second | imports
+        rows.append(row(count, given.edge, first | second | imports))
+    heads = [f"cases of {given.edge}^3", "arrays of all, prepared (MB)"]
+    heads += [f"{stage} ({unit})" for unit in ("MB", "s") for stage in STAGES[1:]]
     where = common.environment("benchmarks.memory", PACKAGES)
-    text = (
-        "# Memory against the number of cases\n\n"
-        f"{table(rows, given.edge)}\n\n"
+    lines = [
+        "# Memory against the number of cases",
+        "",
+        *common.table(heads, rows, words=0),
+        "",
         "Peak memory of a process, above what it held after its imports; preparing is a process of its"
-        f" own. Batches: the lungs' average over all cases, then {given.batches} batches of four pairs.\n\n"
-        f"{common.heading(where)}\n"
-    )
-    given.output.mkdir(parents=True, exist_ok=True)
-    with replacing(given.output / "memory_cases.md") as temporary:
-        temporary.write_text(text, encoding="utf-8")
-    print(text)
+        f" own. Batches: the lungs' average over all cases, then {given.batches} batches of four pairs.",
+        "",
+        common.heading(where),
+    ]
+    common.write(given.output / "memory_cases", where, None, "\n".join(lines) + "\n")
+    print("\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ reports in DIR, too: no number says whether a picture is plausible.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import sys
@@ -18,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import common
-from lmreg_jax.io.tables import replacing
 
 HEADS = (
     *("fixed", "moving", "Dice affine", "Dice network", "Dice refined", "folding (%)"),
@@ -39,9 +37,9 @@ def register(fixed: str, moving: str, folder: Path, refine: int) -> dict[str, An
     return report | json.loads(file.read_text(encoding="utf-8"))
 
 
-def row(report: dict[str, Any]) -> str:
+def row(report: dict[str, Any]) -> list[str]:
     dice, regular = report["dice"]["both"], report["regularity"]
-    cells = [
+    return [
         *(_name(report["scans"][role]["path"]) for role in ("fixed", "moving")),
         *(f"{dice[kind]:.3f}" for kind in ("affine", "network", "after")),
         f"{regular['folding_percent']:.3f}",
@@ -51,7 +49,6 @@ def row(report: dict[str, Any]) -> str:
         f"{report['wall_s']:.0f}",
         f"{report['peak_mb']:.0f}",
     ]
-    return f"| {' | '.join(cells)} |"
 
 
 def _name(path: str) -> str:
@@ -59,19 +56,16 @@ def _name(path: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = common.parser(__doc__)
     parser.add_argument("scans", nargs="+")
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--refine", type=int, default=60)
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
     given = parser.parse_args()
     reports = []
     for fixed, moving in itertools.permutations(given.scans, 2):
         folder = given.work / f"{_name(moving)}_onto_{_name(fixed)}"
         reports.append(register(fixed, moving, folder, given.refine))
-        print(row(reports[-1]), flush=True)
+        print(" | ".join(row(reports[-1])), flush=True)
     versions = ", ".join(f"{name} {version}" for name, version in reports[0]["versions"].items())
     where = common.environment("benchmarks.real_pairs", ())
     lines = [
@@ -83,12 +77,9 @@ def main() -> None:
         " field of view; J: Jacobian determinant, sd of its log in the lungs; inverse: |T^-1(T(x)) - x| in"
         " the lungs. Time and memory are of the whole command, start-up and elastix' process included.",
         "",
-        f"| {' | '.join(HEADS)} |",
-        "| --- | --- |" + " ---: |" * (len(HEADS) - 2),
-        *map(row, reports),
+        *common.table(HEADS, map(row, reports), words=2),
     ]
-    with replacing(given.output / "real_pairs.md") as temporary:
-        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    common.write(given.output / "real_pairs", where, None, "\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

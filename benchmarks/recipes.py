@@ -16,7 +16,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from absl import app, flags
 
 from benchmarks import common
@@ -25,6 +24,7 @@ from experiments.run.data import load_cohort
 from experiments.train import train
 from lmreg_jax.cohort.cohort import held_out_pairs
 from lmreg_jax.evaluation import cohort as evaluation
+from lmreg_jax.evaluation.tables import summarise
 from lmreg_jax.io.tables import replacing
 from lmreg_jax.model import registrar
 
@@ -60,6 +60,18 @@ SHARPER = {**FORCES, "objective.image_sigma": 0.03}
 SHARED = {**SHARPER, **MILDLY}
 PAIR = {**SHARED, "train.pairs_per_batch": 2}
 DEFAULT = {**PAIR, "objective.landmark_weight": 5.0}
+
+COLUMNS = {  # of the Markdown table: the row's key and its format
+    "recipe": ("recipe", ""),
+    "steps": ("steps", ".0f"),
+    "pair-visits": ("pair_visits", ".0f"),
+    "TRE before (mm)": ("tre_initial_mm", ".2f"),
+    "TRE after (mm)": ("tre_mm", ".2f"),
+    "ratio": ("ratio", ".2f"),
+    "unseen (mm)": ("tre_unseen_mm", ".2f"),
+    "Dice": ("dice", ".3f"),
+    "folding (%)": ("folding_percent", ".4f"),
+}
 
 # The batch of four costs four visits a step: recipes with fewer pairs a batch get more steps.
 RECIPES: dict[str, dict[str, Any]] = {
@@ -114,22 +126,15 @@ def run(name: str, values: dict[str, Any], steps: int, workdir: Path) -> dict[st
     seconds = time.perf_counter() - started
     cohort = load_cohort(config, progress=False)
     pairs = held_out_pairs(cohort, "validation")
-    results = evaluation.evaluate_pairs(registrar.load(folder), cohort, pairs, progress=False)
-
-    def mean(column: str) -> float:  # over the landmarks, or the points, or the pairs
-        return float(np.nanmean(np.concatenate([np.atleast_1d(getattr(r, column)) for r in results])))
-
-    before, after = mean("tre_initial_mm"), mean("tre_mm")
+    total = summarise(evaluation.evaluate_pairs(registrar.load(folder), cohort, pairs, progress=False))
+    columns = ("tre_initial_mm", "tre_mm", "tre_unseen_mm", "dice", "folding_percent")
+    means = {column: total[column].mean for column in columns}
     return {
         "recipe": name,
         "steps": config.train.steps,
         "pair_visits": config.train.steps * config.train.pairs_per_batch,
-        "tre_initial_mm": before,
-        "tre_mm": after,
-        "ratio": after / before,
-        "tre_unseen_mm": mean("tre_unseen_mm"),
-        "dice": mean("dice"),
-        "folding_percent": mean("folding_percent"),
+        **means,
+        "ratio": means["tre_mm"] / means["tre_initial_mm"],
         "seconds": seconds,
     }
 
@@ -139,44 +144,33 @@ def kept(file: Path) -> dict[str, dict[str, Any]]:
     if not file.is_file():
         return {}
     with file.open(newline="", encoding="utf-8") as table:
-        rows = list(csv.DictReader(table))
-    counts = ("steps", "pair_visits")
-    texts = ("recipe",)
-    return {
-        row["recipe"]: {k: v if k in texts else int(v) if k in counts else float(v) for k, v in row.items()}
-        for row in rows
-    }
+        return {
+            row["recipe"]: {k: v if k == "recipe" else float(v) for k, v in row.items()}
+            for row in csv.DictReader(table)
+        }
 
 
 def write(rows: list[dict[str, Any]], output: Path) -> None:
     """recipes.csv and recipes.md."""
-    output.mkdir(parents=True, exist_ok=True)
     with (
         replacing(output / "recipes.csv") as temporary,
         temporary.open("w", newline="", encoding="utf-8") as file,
     ):
         table = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         table.writeheader()
-        table.writerows({k: f"{v:.4g}" if isinstance(v, float) else v for k, v in r.items()} for r in rows)
+        table.writerows({k: v if k == "recipe" else f"{v:.6g}" for k, v in r.items()} for r in rows)
+    where = common.environment("benchmarks.recipes")
     lines = [
         "# Recipes tried, from scratch",
         "",
         "Validation pairs (9 subjects taken out of the 30, the other 21 train), equal numbers of pair-visits,"
         " one seed.",
         "",
-        "| recipe | steps | pair-visits | TRE before (mm) | TRE after (mm) | ratio | unseen (mm) | Dice |"
-        " folding (%) |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        *common.table(list(COLUMNS), [[f"{r[k]:{f}}" for k, f in COLUMNS.values()] for r in rows]),
+        "",
+        common.heading(where),
     ]
-    for r in rows:
-        lines.append(
-            f"| {r['recipe']} | {r['steps']} | {r['pair_visits']} | {r['tre_initial_mm']:.2f} |"
-            f" {r['tre_mm']:.2f} | {r['ratio']:.2f} | {r['tre_unseen_mm']:.2f} | {r['dice']:.3f} |"
-            f" {r['folding_percent']:.4f} |"
-        )
-    lines += ["", common.heading(common.environment("benchmarks.recipes"))]
-    with replacing(output / "recipes.md") as temporary:
-        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    common.write(output / "recipes", where, None, "\n".join(lines) + "\n")
 
 
 def main(_: list[str]) -> None:

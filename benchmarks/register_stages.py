@@ -10,7 +10,6 @@ compiled (`compilation_cache`, here in a folder of its own). Also: how long the 
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import os
@@ -157,20 +156,16 @@ def main() -> None:
     if sys.argv[1:2] == ["--worker"]:
         worker(sys.argv[2:])
         return
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    from benchmarks import common  # not at the top: it would count as the worker's start-up
+
+    parser = common.parser(__doc__, "register_stages")
     parser.add_argument("--scans", nargs=2, metavar=("FIXED", "MOVING"))
     parser.add_argument("--shape", default="176x128x224", help="voxels of the synthetic scans")
     parser.add_argument("--spacing", type=float, default=2.0, help="their mm")
     parser.add_argument("--affine", default="moments")
     parser.add_argument("--refine", type=int, default=0)
     parser.add_argument("--repeats", type=int, default=5, help="of the imports")
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
-    parser.add_argument("--name", default="register_stages")
     given = parser.parse_args()
-    from benchmarks import common
-
     where = common.environment("benchmarks.register_stages")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)

@@ -9,10 +9,8 @@ hits both. Writes speed.md and speed.json (with --name=gpu: speed_gpu.md and so 
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +18,10 @@ import numpy as np
 from benchmarks import common
 from benchmarks.speed_worker import ITEMS, TOLERANCE
 
+HEADS = (
+    *("what", "grid", "batch", "ours (s)", "PyTorch (s)", "ratio", "first call (s)", "peak (MB)"),
+    *("PyTorch peak (MB)", "GFLOP", "GB", "of the ceiling"),
+)
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "torch")
 
 TITLES = {
@@ -98,40 +100,44 @@ def markdown(rows: list[dict[str, Any]], where: dict[str, Any]) -> str:
         " largest value. Seconds are medians; ratio = ours / PyTorch, below 1 is faster; peak memory is"
         " the whole process.",
         "",
-        "| what | grid | batch | ours (s) | PyTorch (s) | ratio | first call (s) | peak (MB) | PyTorch peak"
-        " (MB) | GFLOP | GB | of the ceiling |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        *common.table(HEADS, [cells(r, peak) for r in rows], words=2),
     ]
-    for r in rows:
-        ours, theirs = r["ours"], r["theirs"]
-        name = f"| {TITLES[r['item']]} | {r['grid']} | {r['batch']} |"
-        if "error" in ours or "error" in theirs:
-            lines.append(f"{name} {ours.get('error', 'ok')} | {theirs.get('error', 'ok')} | | | | | | | |")
-            continue
-        gflop, gbyte = ours["flops"] / 1e9, ours["bytes"] / 1e9
-        # The bound that binds: operations or bytes, whichever takes longer.
-        bound = max(gflop / peak["gflops"], gbyte / peak["gbytes"])
-        lines.append(
-            f"{name} {ours['seconds']:.3g} | {theirs['seconds']:.3g} |"
-            f" {ours['seconds'] / theirs['seconds']:.2f} | {ours['first']:.1f} | {ours['peak_mb']:.0f} |"
-            f" {theirs['peak_mb']:.0f} | {gflop:.3g} | {gbyte:.3g} | {100 * bound / ours['seconds']:.0f} % |"
-        )
     return "\n".join(lines) + "\n"
 
 
+def cells(r: dict[str, Any], peak: dict[str, float]) -> list[str]:
+    """One line of the table."""
+    ours, theirs = r["ours"], r["theirs"]
+    name = [TITLES[r["item"]], r["grid"], str(r["batch"])]
+    if "error" in ours or "error" in theirs:
+        words = [side.get("error", "ok") for side in (ours, theirs)]
+        return [*name, *words, *[""] * (len(HEADS) - 5)]
+    gflop, gbyte = ours["flops"] / 1e9, ours["bytes"] / 1e9
+    # The bound that binds: operations or bytes, whichever takes longer.
+    bound = max(gflop / peak["gflops"], gbyte / peak["gbytes"])
+    return [
+        *name,
+        *(f"{side['seconds']:.3g}" for side in (ours, theirs)),
+        f"{ours['seconds'] / theirs['seconds']:.2f}",
+        f"{ours['first']:.1f}",
+        *(f"{side['peak_mb']:.0f}" for side in (ours, theirs)),
+        f"{gflop:.3g}",
+        f"{gbyte:.3g}",
+        f"{100 * bound / ours['seconds']:.0f} %",
+    ]
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = common.parser(__doc__, "speed")
     parser.add_argument("--grids", default="48x32x64,160x112x208")
     parser.add_argument("--batches", default="1,4")
     parser.add_argument("--items", default=",".join(ITEMS))
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--output", type=Path, default=common.RESULTS)
-    parser.add_argument("--name", default="")
     given = parser.parse_args()
     where = common.environment("benchmarks.speed", PACKAGES)
     where |= {"ceiling": ceiling(), "agreement": agreement()}
-    file = given.output / "_".join(filter(None, ["speed", given.name]))
+    file = given.output / (given.name if given.name == "speed" else f"speed_{given.name}")
     rows = []
     for grid in given.grids.split(","):
         for batch in map(int, given.batches.split(",")):

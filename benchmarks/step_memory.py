@@ -8,7 +8,6 @@ Each row is a process of its own, so that its peak is its own. Writes step_memor
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from benchmarks import common
@@ -55,15 +54,11 @@ def markdown(rows: list[dict[str, Any]], where: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = common.parser(__doc__, "step_memory")
     parser.add_argument("--grids", default="48x32x64,160x112x208")
     parser.add_argument("--batches", default="1,2,4")
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--peer", action=argparse.BooleanOptionalAction, default=True)
-    parser.add_argument("--output", type=Path, default=common.RESULTS)
-    parser.add_argument("--name", default="step_memory")
     given = parser.parse_args()
     packages = ("jax", "jaxlib", "optax", *(["torch"] if given.peer else []))
     where = common.environment("benchmarks.step_memory", packages)

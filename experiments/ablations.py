@@ -217,21 +217,19 @@ def write(workdir: Path, config: ConfigDict, cohort: Cohort, rows: Sequence[dict
 
 def table(config: ConfigDict, cohort: Cohort, rows: Sequence[dict[str, Any]]) -> tables.Table:
     """A line a setting: mean ± sd over the seeds; the best of each column in bold."""
-    lines: list[list[Any]] = []
-    for row in rows:
-        found = [run for run in row["runs"] if "error" not in run]
+    found = [[run for run in row["runs"] if "error" not in run] for row in rows]
+    columns: dict[str, Sequence[str | tables.Cell]] = {
+        "setting": [f"{row['group'].replace('_', ' ')}: {row['name']}" for row in rows]
+    }
+    for column, (head, digits) in COLUMNS.items():
+        cells = [tables.cell(Summary.of([run[column] for run in runs]), digits) for runs in found]
         cells = [
-            tables.cell(Summary.of([run[column] for run in found]), digits)._replace(
-                mark="" if len(found) == len(row["runs"]) else "†"
-            )
-            for column, (_, digits) in COLUMNS.items()
+            c._replace(mark="" if len(runs) == len(row["runs"]) else "†")
+            for c, runs, row in zip(cells, found, rows, strict=True)
         ]
-        lines.append([f"{row['group'].replace('_', ' ')}: {row['name']}", *cells])
-    for i, column in enumerate(COLUMNS, start=1):
         if "folding" not in column:
-            best = tables.with_best([line[i] for line in lines], largest="dice" in column)
-            for line, item in zip(lines, best, strict=True):
-                line[i] = item
+            cells = tables.with_best(cells, largest="dice" in column)
+        columns[head] = cells
     size = " x ".join(str(n) for n in cohort.shape)
     seeds = ", ".join(map(str, rows[0]["seeds"])) if rows else ""
     failed = [
@@ -240,11 +238,10 @@ def table(config: ConfigDict, cohort: Cohort, rows: Sequence[dict[str, Any]]) ->
         for run in row["runs"]
         if "error" in run
     ]
-    return tables.Table(
+    return tables.Table.of_columns(
         "ablations",
         "Ablations",
-        ["setting", *(head for head, _ in COLUMNS.values())],
-        lines,
+        columns,
         [
             f"Budget: {config.train.steps} steps of {config.train.pairs_per_batch} pairs on "
             f"{size} voxels of {cohort.spacing_mm[0]:g} mm; seeds {seeds}; mean ± sd over the seeds "

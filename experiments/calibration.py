@@ -4,8 +4,8 @@
 
 Draws velocity fields from q(v | f; m), integrates each, and looks where they carry the landmarks:
 the standard deviation of those positions is what the model predicts its error to be. The error is
-that of the mean velocity's transform, which is what registration uses. Writes calibration.csv (a
-row a landmark and pair), calibration.json (summary) and calibration.png.
+that of the mean velocity's transform, which is what registration uses; both are in mm of the moving
+scan. Writes calibration.csv (a row a landmark and pair), calibration.json (summary) and calibration.png.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,13 +27,14 @@ from scipy import stats
 from experiments.run import command, provenance
 from experiments.run.data import load_cohort
 from lmreg_jax import _compilation_cache as compilation_cache
-from lmreg_jax.cohort.cache import fresh
 from lmreg_jax.cohort.case import images_of_pair
 from lmreg_jax.cohort.cohort import Cohort, held_out_pairs
 from lmreg_jax.core.landmarks import move_points
 from lmreg_jax.core.objective import displacement_of, field_stride
 from lmreg_jax.core.posterior import Posterior, draw
 from lmreg_jax.errors import InputError, exits_cleanly
+from lmreg_jax.evaluation.cohort import cases_of
+from lmreg_jax.imaging.volume import apply_affine
 from lmreg_jax.io.tables import replacing
 from lmreg_jax.model import config as configuration
 from lmreg_jax.model import registrar
@@ -60,17 +62,22 @@ def sampled_positions(
     """Where the mean field and `samples` draws carry points [K, 3]: voxels, [K, 3] and [S, K, 3]."""
     result = register(fixed, moving)
     posterior = Posterior(result.velocity_mean, result.velocity_log_variance)
-    stride = field_stride(fixed.shape, posterior.mean.shape[:3])
-    steps = register.config.objective.integration_steps
-
-    @jax.jit
-    def carried(key: jax.Array, posterior: Posterior) -> jax.Array:
-        u = displacement_of(draw(key, posterior), fixed.shape, stride=stride, steps=steps)
-        return move_points(u, jnp.asarray(points, jnp.float32))
-
-    drawn = [np.asarray(carried(k, posterior), np.float64) for k in jax.random.split(key, samples)]
-    mean = move_points(jnp.asarray(result.displacement), jnp.asarray(points, jnp.float32))
+    steps, places = register.config.objective.integration_steps, jnp.asarray(points, jnp.float32)
+    drawn = [
+        np.asarray(_carried(k, posterior, places, fixed.shape, steps), np.float64)
+        for k in jax.random.split(key, samples)
+    ]
+    mean = move_points(jnp.asarray(result.displacement), places)
     return np.asarray(mean, np.float64), np.stack(drawn)
+
+
+@partial(jax.jit, static_argnums=(3, 4))
+def _carried(
+    key: jax.Array, posterior: Posterior, points: jax.Array, shape: tuple[int, ...], steps: int
+) -> jax.Array:
+    """Where one draw carries the points, [K, 3] voxels."""
+    stride = field_stride(shape, posterior.mean.shape[:3])
+    return move_points(displacement_of(draw(key, posterior), shape, stride=stride, steps=steps), points)
 
 
 def measure(
@@ -122,21 +129,19 @@ def evaluate(
     samples: int,
     seed: int,
 ) -> list[Row]:
-    """Rows of all pairs' landmarks and further points. Positions in mm of the common grid."""
+    """Rows of all pairs' landmarks and further points. Positions in mm of the moving case's own scan."""
     names = (*cohort.landmark_names, *cohort.point_names)
-    spacing = np.array(cohort.spacing_mm)
     rows: list[Row] = []
-    for number, pair in enumerate(pairs):
-        fixed, moving = (fresh(cohort.case(name)) for name in pair)
+    for number, (fixed, moving) in enumerate(cases_of(cohort, pairs)):
         start, truth = (np.concatenate([c.landmarks, c.points]).astype(np.float64) for c in (fixed, moving))
         key = jax.random.fold_in(jax.random.key(seed), number)
-        mean, drawn = sampled_positions(
-            register, *images_of_pair(fixed, moving), np.nan_to_num(start), key, samples
-        )
+        images = images_of_pair(fixed, moving)
+        positions = sampled_positions(register, *images, np.nan_to_num(start), key, samples)
         truth[~np.isfinite(start).all(1)] = np.nan
+        # The affine step's scale, too: what is predicted and what is wrong are mm of the moving scan.
+        mean, drawn, truth = (apply_affine(moving.scan_from_grid, p) for p in (*positions, truth))
         title = f"{moving.name} -> {fixed.name}"
-        landmarks = len(cohort.landmark_names)
-        rows += measure(title, names, landmarks, mean * spacing, drawn * spacing, truth * spacing)
+        rows += measure(title, names, len(cohort.landmark_names), mean, drawn, truth)
     return rows
 
 

@@ -16,21 +16,29 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from absl import flags
 
 from lmreg_jax.errors import InputError, exits_cleanly
 
-# JAX, the trainer and matplotlib are imported where they are used: the process that Elastix and
-# ANTs run in imports this module, too, and needs none of them.
-if TYPE_CHECKING:
+# The process that Elastix and ANTs run in imports this module by that name, and needs none of these.
+if __name__ != "__mp_main__":
     from ml_collections import ConfigDict
 
+    from experiments import train
+    from experiments.comparison import document, settings, tuning
+    from experiments.comparison import methods as make
     from experiments.comparison.methods import Method
-    from experiments.comparison.store import Call
+    from experiments.comparison.store import Call, same_process, separate_process
     from experiments.comparison.tuning import Trial
-    from lmreg_jax.cohort.cohort import Cohort
+    from experiments.run import command, lock, provenance
+    from experiments.run.data import load_cohort
+    from lmreg_jax import _compilation_cache as compilation_cache
+    from lmreg_jax.cohort.cohort import Cohort, held_out_pairs
+    from lmreg_jax.evaluation import baselines
+    from lmreg_jax.model import config as configuration
+    from lmreg_jax.model import registrar
     from lmreg_jax.model.registrar import Registrar
 
 METHODS = ("before", "affine", "elastix", "ants", "voxelmorph", "ours", "voxelmorph_refined", "refined")
@@ -53,14 +61,12 @@ def compare(
     trained: folders of trainings that take the place of DIR/ours and DIR/voxelmorph. isolated:
     Elastix and ANTs run in a process of their own. Raises InputError for what a user can mend.
     """
-    from experiments.run import lock
-
     check(config, methods, trained)
     with lock.held(workdir):
-        return story(config, workdir, methods, trained, tuning_pairs, isolated, progress)
+        return _compared(config, workdir, methods, trained, tuning_pairs, isolated, progress)
 
 
-def story(
+def _compared(
     config: ConfigDict,
     workdir: Path,
     methods: Sequence[str],
@@ -70,14 +76,6 @@ def story(
     progress: bool,
 ) -> dict[str, Any]:
     """Cohort, trainings, then each method: tuned where it has settings, run on the test pairs."""
-    from experiments.comparison import document
-    from experiments.comparison import methods as comparison_methods
-    from experiments.comparison import tuning as comparison_tuning
-    from experiments.comparison.store import same_process, separate_process
-    from experiments.run import provenance
-    from experiments.run.data import load_cohort
-    from lmreg_jax.cohort.cohort import held_out_pairs
-
     cohort = load_cohort(config, progress=progress)
     pairs = held_out_pairs(cohort, "test")
     if not pairs:
@@ -88,14 +86,14 @@ def story(
         for name, users in USERS.items()
         if set(users) & set(methods)
     }
-    chosen = comparison_tuning.tuning_pairs(cohort, tuning_pairs)
+    chosen = tuning.tuning_pairs(cohort, tuning_pairs)
     used: list[Method] = []
     trials: list[Trial] = []
     results = {}
     with (separate_process if isolated else same_process)() as call:
         for name in methods:
             method, tried = build(name, cohort, registers, workdir / "cache", call, chosen, progress)
-            results[name] = comparison_methods.run(method, cohort, pairs, progress=progress)
+            results[name] = make.run(method, cohort, pairs, progress=progress)
             used.append(method)
             trials += tried
     return document.write(workdir, config, cohort, used, results, trials, chosen, registers)
@@ -103,9 +101,6 @@ def story(
 
 def check(config: ConfigDict, methods: Sequence[str], trained: Mapping[str, Path]) -> None:
     """What would otherwise be told only after hours: names, packages, trainings that do not belong."""
-    from lmreg_jax.evaluation import baselines
-    from lmreg_jax.model import config as configuration
-
     if any(set(users) & set(methods) and name not in trained for name, users in USERS.items()):
         configuration.validate(config)  # it is to be trained with; folders of older versions are not
     unknown = [name for name in methods if name not in METHODS]
@@ -135,15 +130,12 @@ def check(config: ConfigDict, methods: Sequence[str], trained: Mapping[str, Path
 
 def network(name: str, config: ConfigDict, cohort: Cohort, folder: Path, given: Path | None) -> Registrar:
     """The trained network of "ours" or "voxelmorph": the folder given, or trained here (resumed)."""
-    from experiments.train import train
-    from lmreg_jax.model import registrar
-
     if given is not None:
         return registrar.load(given)
     config = config.copy_and_resolve_references()
     if name == "voxelmorph":
         config.objective.landmark_weight = 0.0
-    train(config, folder, evaluate=False, cohort=cohort)
+    train.train(config, folder, evaluate=False, cohort=cohort)
     return registrar.load(folder)
 
 
@@ -157,9 +149,6 @@ def build(
     progress: bool,
 ) -> tuple[Method, list[Trial]]:
     """A method by its name, with its settings chosen on `pairs` where it has any, and what was tried."""
-    from experiments.comparison import methods as make
-    from experiments.comparison import settings, tuning
-
     if name == "before":
         return make.before_affine(cohort), []
     if name == "affine":
@@ -180,8 +169,6 @@ def build(
 
 def define_flags() -> None:
     """Not at import: `experiments.train`, which is imported here, defines --config and --workdir."""
-    import experiments.train  # noqa: F401
-
     flags.DEFINE_list("methods", list(METHODS), "Which methods, in the tables' order.")
     flags.DEFINE_string("ours", "", "Folder of a training with landmarks; its config is used.")
     flags.DEFINE_string("voxelmorph", "", "Folder of the same training without the landmark term.")
@@ -191,11 +178,6 @@ def define_flags() -> None:
 
 @exits_cleanly
 def main(arguments: list[str]) -> None:
-    from experiments import train
-    from experiments.run import command
-    from lmreg_jax import _compilation_cache as compilation_cache
-    from lmreg_jax.model import config as configuration
-
     command.no_arguments(arguments)
     command.quiet_log()
     compilation_cache.enable()
@@ -219,7 +201,5 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    from experiments.run import command
-
     define_flags()
     command.run(main)

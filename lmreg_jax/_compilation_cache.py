@@ -6,6 +6,7 @@ it off, any other value is the folder; a folder that the user gave to JAX itself
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -48,8 +49,12 @@ def enable() -> Path | None:
 
 
 def _prune(folder: Path) -> None:
-    """Removes the oldest files beyond MAX_BYTES; one that another process took first is fine."""
-    sizes = [(file.stat(), file) for file in folder.iterdir() if file.is_file()]
+    """Removes the oldest files beyond MAX_BYTES; what another process removes meanwhile is passed over."""
+    sizes = []
+    for file in folder.iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            if file.is_file():
+                sizes.append((file.stat(), file))
     total = sum(state.st_size for state, _ in sizes)
     for state, file in sorted(sizes, key=lambda pair: pair[0].st_mtime):
         if total <= MAX_BYTES:

@@ -13,7 +13,7 @@ from lmreg_jax import _compilation_cache as compilation_cache
 
 PROGRAM = """
 import jax, jax.numpy as jnp
-from lmreg_jax import compilation_cache
+from lmreg_jax import _compilation_cache as compilation_cache
 found = []
 jax.monitoring.register_event_listener(lambda event, **_: found.append(event))
 print("folder", compilation_cache.enable())
@@ -57,6 +57,24 @@ def test_the_oldest_go_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(compilation_cache, "MAX_BYTES", 25)
     compilation_cache._prune(tmp_path)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["new", "old"]
+
+
+def test_a_file_that_another_process_removes_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("kept", "taken"):
+        (tmp_path / name).write_bytes(bytes(10))
+    exists = Path.is_file
+
+    def removed_after_the_look(file: Path) -> bool:
+        there = exists(file)
+        if file.name == "taken":
+            file.unlink()
+        return there
+
+    monkeypatch.setattr(Path, "is_file", removed_after_the_look)
+    compilation_cache._prune(tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["kept"]
 
 
 @pytest.mark.slow

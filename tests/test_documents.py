@@ -71,7 +71,7 @@ def test_every_extra_that_is_named_exists() -> None:
         for group in re.findall(r"(?:lmreg_jax|-e \"?\.)\[([a-z, ]+)\]", file.read_text(encoding="utf-8"))
         for extra in group.replace(" ", "").split(",")
     }
-    assert {"elastix", "itk", "evaluate"} <= named <= extras
+    assert {"elastix", "itk"} <= named <= extras
     table = README.split("| extra | what for")[1]
     assert set(re.findall(r"^\| `([a-z]+)` \|", table, flags=re.MULTILINE)) == extras
 

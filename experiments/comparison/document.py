@@ -21,11 +21,13 @@ from experiments.comparison.report import Results
 from experiments.comparison.tables import Table
 from experiments.run import provenance
 from lmreg_jax._records import plain
+from lmreg_jax.cohort.case import images_of_pair
 from lmreg_jax.cohort.cohort import Cohort
 from lmreg_jax.errors import InputError
 from lmreg_jax.evaluation import baselines, metrics
 from lmreg_jax.io.tables import replacing
 from lmreg_jax.model.registrar import Registrar
+from lmreg_jax.report.planes import cut
 
 SYNTHETIC = (
     "The subjects are synthetic (a procedural thorax): compare the rows with each other, not with "
@@ -95,32 +97,29 @@ def write(
 def draw(folder: Path, cohort: Cohort, methods: Sequence[Method], results: Results) -> list[Path]:
     """The four figures; those of landmarks only where there are any."""
     written = [figures.boxes(folder / "boxes.png", results)]
-    initial = report.values(next(iter(results.values())), "tre_initial_mm")
+    first = next(iter(results.values()))
+    initial = report.values(first, "tre_initial_mm")
+    hardest = 0
     if np.isfinite(initial).any():
         written.append(figures.against_initial(folder / "tre_against_initial.png", results))
         written.append(figures.landmark_bars(folder / "landmarks.png", results, cohort.landmark_names))
-    hardest = int(np.nanargmax(initial)) if np.isfinite(initial).any() else 0
-    pair = next(iter(results.values()))[hardest]
-    fixed, moving = cohort.case(pair.fixed), cohort.case(pair.moving)
-    warped, heads = {}, {}
+        hardest = int(np.nanargmax(initial))
+    fixed, moving = (cohort.case(name) for name in (first[hardest].fixed, first[hardest].moving))
+    images = images_of_pair(fixed, moving)
+    index = np.moveaxis(np.indices(cohort.shape), 0, -1)
+    warped = {}
     for method in methods:
         measured = results[method.name][hardest].measured
-        if measured is None:
-            continue
-        u = method.answer(fixed, moving).displacement  # from the cache
-        warped[method.name] = _warped(moving.image, u)
-        heads[method.name] = f"TRE {metrics.Summary.of(measured.tre_mm).mean:.2f} mm"
-    written.append(
-        figures.overlays(folder / "overlays.png", cohort, (pair.fixed, pair.moving), warped, heads)
-    )
-    return written
-
-
-def _warped(image: Any, displacement: Any) -> Any:
-    """image(x + u(x)), trilinear, extended by its edge."""
-    index = np.moveaxis(np.indices(image.shape), 0, -1)
-    where = np.moveaxis(index + displacement, -1, 0)
-    return ndimage.map_coordinates(image, where, order=1, mode="nearest")
+        if measured is not None:
+            at = np.moveaxis(index + method.answer(fixed, moving).displacement, -1, 0)  # from the cache
+            head = f"{method.title}\nTRE {metrics.Summary.of(measured.tre_mm).mean:.2f} mm"
+            warped[head] = ndimage.map_coordinates(images[1], at, order=1, mode="nearest")
+    title = f"{moving.name} -> {fixed.name}, the pair with the largest initial TRE"
+    where = cut(cohort.shape, fixed.landmarks)
+    return [
+        *written,
+        figures.overlays(folder / "overlays.png", title, images[0], where, cohort.spacing_mm, warped),
+    ]
 
 
 def as_markdown(
@@ -173,22 +172,25 @@ def machine(facts: Mapping[str, Any]) -> str:
     return f"{facts['processor']}, {facts['processors']} cores" + (f"; {devices}" if devices else "")
 
 
+MEASURED = ("tre_mm", "tre_unseen_mm", "dice", "folding_percent", "sd_log_jacobian", "seconds")
+
+
 def as_json(results: Sequence[Result]) -> dict[str, Any]:
     """A method's results at full precision."""
-    columns = ("tre_mm", "tre_unseen_mm", "dice", "folding_percent", "sd_log_jacobian", "seconds")
+
+    def numbers(measured: metrics.PairResult | None) -> dict[str, Any]:
+        if measured is None:
+            return {}
+        return {c: getattr(measured, c) for c in MEASURED} | {"hausdorff95_mm": measured.hausdorff95_mm[1]}
+
     return {
-        "all": {column: report.pooled(results, column)._asdict() for column in columns},
+        "all": {column: report.pooled(results, column)._asdict() for column in MEASURED},
         "pairs": [
             {"fixed": r.fixed, "moving": r.moving, "error": r.error, "cpu_seconds": r.cpu_seconds}
-            | ({} if r.measured is None else _measured(r.measured))
+            | numbers(r.measured)
             for r in results
         ],
     }
-
-
-def _measured(measured: metrics.PairResult) -> dict[str, Any]:
-    columns = ("tre_mm", "tre_unseen_mm", "dice", "folding_percent", "sd_log_jacobian", "seconds")
-    return {c: getattr(measured, c) for c in columns} | {"hausdorff95_mm": measured.hausdorff95_mm[1]}
 
 
 def _flat(difference: Any) -> dict[str, Any]:

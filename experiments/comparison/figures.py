@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 from experiments.comparison.methods import TITLES
 from experiments.comparison.report import Results, by_landmark, values
 from experiments.comparison.stats import bootstrap
-from lmreg_jax.cohort.cohort import Cohort
 from lmreg_jax.io.tables import replacing
-from lmreg_jax.report.planes import PLANES, View, cut
+from lmreg_jax.report.planes import PLANES, View
 
 Array = NDArray[Any]
 
@@ -116,16 +115,18 @@ def landmark_bars(path: Path, results: Results, names: Sequence[str]) -> Path:
 
 
 def overlays(
-    path: Path, cohort: Cohort, names: tuple[str, str], warped: Mapping[str, Array], heads: Mapping[str, str]
+    path: Path,
+    title: str,
+    fixed: Array,
+    where: Sequence[int],
+    spacing_mm: tuple[float, float, float],
+    warped: Mapping[str, Array],
 ) -> Path:
-    """Fixed image, then each method's overlay with it: red where fixed is brighter, cyan the other.
+    """Fixed image, then its overlays: red where it is brighter, cyan where the other is.
 
-    warped: the moving image by each method, [X, Y, Z]; heads: a line more for each title.
+    fixed [X, Y, Z], cut at the voxels `where`; warped: the moving image [X, Y, Z] by the overlay's title.
     """
-    fixed, moving = (cohort.case(name) for name in names)
-    where = cut(cohort.shape, fixed.landmarks)
-    x, y, z = cohort.spacing_mm
-    views = [View(cohort.shape, (x, y, z), axis, where[axis]) for axis in PLANES.values()]
+    views = [View(fixed.shape, spacing_mm, axis, where[axis]) for axis in PLANES.values()]
     heights = [view.size_mm[1] for view in views]
     inches = 2.1
     across = max(view.size_mm[0] for view in views)
@@ -133,21 +134,15 @@ def overlays(
     figure = Figure(figsize=size, layout="constrained")
     grid: Any = figure.subplots(len(views), len(warped) + 1, height_ratios=heights, squeeze=False)
     for plane, view, line in zip(PLANES, views, grid, strict=True):
-        f = np.clip(view.picture(fixed.image), 0, 1)
-        pictures = [np.stack([f] * 3, -1)]
-        for image in warped.values():
-            w = np.clip(view.picture(image), 0, 1)
-            pictures.append(np.stack([f, w, w], -1))
-        for axes, picture in zip(line, pictures, strict=True):
+        f, *others = (np.clip(view.picture(image), 0, 1) for image in (fixed, *warped.values()))
+        for axes, w in zip(line, (f, *others), strict=True):
+            picture = np.stack([f, w, w], -1)
             axes.imshow(picture, extent=(0, view.size_mm[0], view.size_mm[1], 0), interpolation="nearest")
             axes.set(xticks=[], yticks=[])
         line[0].set_ylabel(plane, fontsize=9)
-    titles = ["fixed", *(f"{TITLES[m]}\n{heads.get(m, '')}" for m in warped)]
-    for axes, title in zip(grid[0], titles, strict=True):
-        axes.set_title(title, fontsize=9)
-    figure.suptitle(
-        f"{moving.name} -> {fixed.name}, the pair with the largest initial TRE", fontsize=11, parse_math=False
-    )
+    for axes, head in zip(grid[0], ("fixed", *warped), strict=True):
+        axes.set_title(head, fontsize=9)
+    figure.suptitle(title, fontsize=11, parse_math=False)
     figure.supxlabel(
         "grey where the images agree, red where fixed is brighter, cyan where the other", fontsize=9
     )

@@ -1,10 +1,11 @@
-"""The methods of the comparison, each a function of a fixed and a moving case, and their results."""
+"""The methods of the comparison, each a function of a fixed and a moving case, and their results.
+
+All see the same two images, those of `cohort.case.images_of_pair`, as in training and evaluation.
+"""
 
 from __future__ import annotations
 
 import logging
-import statistics
-import time
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -17,19 +18,19 @@ from tqdm import tqdm
 
 from experiments.comparison.settings import RefinementSettings
 from experiments.comparison.store import Call, digest, stored
-from lmreg_jax.cohort.case import Case
+from lmreg_jax.cohort.case import Case, images_of_pair
 from lmreg_jax.cohort.cohort import Cohort
 from lmreg_jax.core import fields
 from lmreg_jax.core.objective import displacement_of, field_stride
 from lmreg_jax.evaluation import baselines, metrics
-from lmreg_jax.evaluation import cohort as evaluation
 from lmreg_jax.evaluation.baselines import Answer
-from lmreg_jax.evaluation.cohort import SLOW_SECONDS, Registration
+from lmreg_jax.evaluation.cohort import Registration, checked, timed
 from lmreg_jax.evaluation.metrics import PairResult
 from lmreg_jax.imaging.volume import apply_affine
 from lmreg_jax.model import config
 from lmreg_jax.model.registrar import Registrar
 from lmreg_jax.registration import refinement
+from lmreg_jax.registration.grid import Pair
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +81,8 @@ def run(
         fixed, moving = (cohort.case(name) for name in names)
         try:
             answer = method.answer(fixed, moving)
-            measured = metrics.measure(cohort, fixed, moving, answer.displacement, answer.seconds)
+            u = checked(answer.displacement, fixed, moving)
+            measured = metrics.measure(cohort, fixed, moving, u, answer.seconds)
             if method.name == "before":
                 measured = _in_scanner_space(measured, fixed, moving)
             results.append(Result(fixed.name, moving.name, measured, answer.cpu_seconds))
@@ -105,7 +107,7 @@ def before_affine(cohort: Cohort) -> Method:
 
 def _in_scanner_space(measured: PairResult, fixed: Case, moving: Case) -> PairResult:
     """A grid that was fitted to each case has its own millimetres; the scanner's are the true ones."""
-    unseen = metrics.target_registration_error(None, fixed.points_mm, moving.points_mm, (1, 1, 1))
+    unseen = metrics.target_registration_error(None, fixed.points_mm, moving.points_mm)
     return measured._replace(tre_mm=measured.tre_before_affine_mm, tre_unseen_mm=unseen)
 
 
@@ -116,22 +118,21 @@ def affine_only(cohort: Cohort) -> Method:
 
 
 def classical(name: str, settings: baselines.Settings, cohort: Cohort, folder: Path, call: Call) -> Method:
-    """Elastix or ANTs ("elastix", "ants") by `call` (see `comparison_store.separate_process`)."""
+    """Elastix or ANTs ("elastix", "ants") by `call` (see `store.separate_process`)."""
 
     def answer(fixed: Case, moving: Case) -> Answer:
         masks = (fixed.lungs, moving.lungs) if settings.mask_mm is not None else (None, None)
-        given = (fixed.image, moving.image, cohort.spacing_mm, settings, masks)
+        given = (*images_of_pair(fixed, moving), cohort.spacing_mm, settings, masks)
         key = digest(name, baselines.version(name), settings._asdict(), *given[:3], *masks)
-        where = folder / name
         function = baselines.REGISTER[name]
-        return stored(where, f"{moving.name}_to_{fixed.name}", key, lambda: call(function, *given))
+        return stored(folder / name, _file(fixed, moving), key, lambda: call(function, *given))
 
     return Method(name, answer)
 
 
 def learned(name: str, register: Registrar, folder: Path) -> Method:
     """A trained network ("voxelmorph", "ours")."""
-    return _network(name, register, register, {}, folder)
+    return _network(name, register, lambda pair: register(pair.fixed, pair.moving), {}, folder)
 
 
 def refined(name: str, register: Registrar, settings: RefinementSettings, folder: Path) -> Method:
@@ -140,80 +141,75 @@ def refined(name: str, register: Registrar, settings: RefinementSettings, folder
     objective = config.objective(register.config)._replace(
         image=settings.image, image_sigma=settings.image_sigma, precision=settings.precision
     )
-    optimise = partial(
-        refinement.refine, objective=objective, steps=settings.steps, learning_rate=settings.learning_rate
-    )
 
-    @jax.jit
-    def transform(velocity: jax.Array, moving: jax.Array) -> Registration:
-        stride = field_stride(moving.shape, velocity.shape[:3])
-        steps = objective.integration_steps
-        u = displacement_of(velocity, moving.shape, stride=stride, steps=steps)
-        return Registration(fields.warp(moving, u), u)  # type: ignore[arg-type]
-
-    def both(fixed: Any, moving: Any) -> Registration:
-        everywhere = jnp.ones(fixed.shape, bool)
-        images = jnp.asarray(fixed), jnp.asarray(moving)
-        pair = refinement.Pair(*images, everywhere, everywhere)
-        start = register(fixed, moving).velocity_mean
-        centre = start if settings.around == "network" else 0.0
-        return transform(optimise(pair, start, centre=centre).velocity, images[1])
+    def both(pair: Pair) -> Registration:
+        start = register(pair.fixed, pair.moving).velocity_mean
+        pair = Pair(*map(jnp.asarray, pair))
+        outcome = refinement.refine(
+            pair,
+            start,
+            objective=objective,
+            steps=settings.steps,
+            learning_rate=settings.learning_rate,
+            centre=start if settings.around == "network" else 0.0,
+        )
+        return _registration(outcome.velocity, pair.moving, objective.integration_steps)
 
     return _network(name, register, both, settings._asdict(), folder)
 
 
+@partial(jax.jit, static_argnums=2)
+def _registration(velocity: jax.Array, moving: jax.Array, steps: int) -> Registration:
+    stride = field_stride(moving.shape, velocity.shape[:3])
+    u = displacement_of(velocity, moving.shape, stride=stride, steps=steps)
+    return Registration(fields.warp(moving, u), u)  # type: ignore[arg-type]
+
+
 def _network(
-    name: str, register: Registrar, function: evaluation.Register, settings: dict[str, Any], folder: Path
+    name: str, register: Registrar, function: Callable[[Pair], Any], settings: dict[str, Any], folder: Path
 ) -> Method:
-    """`function(fixed, moving)`, timed warm; an answer belongs to the weights, settings and images."""
-    weights = digest(
-        config.to_json(register.config),
-        settings,
-        *(np.asarray(leaf) for leaf in jax.tree.leaves(register.params)),
-    )
+    """`function`, timed warm; an answer belongs to the weights, settings and images."""
+    leaves = (np.asarray(leaf) for leaf in jax.tree.leaves(register.params))
+    weights = digest(config.to_json(register.config), settings, *leaves)
     device = jax.default_backend()
     warm = False
 
-    def make(fixed: Case, moving: Case) -> Answer:
+    def make(pair: Pair) -> Answer:
         nonlocal warm
         if not warm:
-            jax.block_until_ready(function(fixed.image, moving.image).warped)
+            jax.block_until_ready(function(pair).warped)
             warm = True
-        return timed(lambda: function(fixed.image, moving.image))
+        return timed(lambda: function(pair))
 
     def answer(fixed: Case, moving: Case) -> Answer:
-        key = digest(name, weights, device, fixed.image, moving.image)
-        pair = f"{moving.name}_to_{fixed.name}"
-        return stored(folder / name, pair, key, lambda: make(fixed, moving))
+        pair = pair_of(fixed, moving)
+        key = digest(name, weights, device, *pair)
+        return stored(folder / name, _file(fixed, moving), key, lambda: make(pair))
 
     return Method(name, answer, device)
 
 
+def pair_of(fixed: Case, moving: Case) -> Pair:
+    """The pair's images as every network sees them, and where each scan has data itself."""
+    everywhere = np.ones(fixed.image.shape, bool)
+    inside = (everywhere if case.inside is None else case.inside for case in (fixed, moving))
+    return Pair(*images_of_pair(fixed, moving), *inside)  # type: ignore[arg-type]
+
+
+def _file(fixed: Case, moving: Case) -> str:
+    return f"{moving.name}_to_{fixed.name}"
+
+
 def seconds_on_cpu(name: str, register: Registrar, fixed: Case, moving: Case, folder: Path) -> float:
     """The time of one pair on the CPU, where `register` otherwise runs on a GPU."""
+    images = images_of_pair(fixed, moving)
 
     def make() -> Answer:
         cpu = jax.devices("cpu")[0]
         with jax.default_device(cpu):
             here = register._replace(params=jax.device_put(register.params, cpu))
-            jax.block_until_ready(here(fixed.image, moving.image).warped)  # compiled
-            return timed(lambda: here(fixed.image, moving.image))
+            jax.block_until_ready(here(*images).warped)  # compiled
+            return timed(lambda: here(*images))
 
-    key = digest(name, fixed.image, moving.image, config.to_json(register.config))
+    key = digest(name, *images, config.to_json(register.config))
     return stored(folder / "on_cpu", name, key, make).seconds
-
-
-def timed(call: Callable[[], Any]) -> Answer:
-    """u and the median times of three calls, or of as many as it takes to meet a slow one."""
-    wall: list[float] = []
-    cpu: list[float] = []
-    while len(wall) < 3 and (not wall or wall[-1] <= SLOW_SECONDS):
-        start = time.perf_counter(), time.process_time()
-        found = call()
-        np.asarray(found.warped)
-        u = np.asarray(found.displacement)
-        wall.append(time.perf_counter() - start[0])
-        cpu.append(time.process_time() - start[1])
-    if not np.isfinite(u).all():
-        raise RuntimeError("the displacement has values that are not finite")
-    return Answer(u, statistics.median(wall), statistics.median(cpu))

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from experiments.comparison.methods import TITLES, Method, Result
 from experiments.comparison.stats import Difference, bootstrap, compare, corrected
 from experiments.comparison.tables import HOLE, Cell, Table, cell, with_best
-from lmreg_jax.evaluation.metrics import Summary
+from lmreg_jax.evaluation.metrics import PairResult, Summary
 
 Results = dict[str, list[Result]]  # by the methods' names, in the tables' order
 
@@ -90,22 +90,21 @@ def table_1(results: Results) -> Table:
 
 def table_2(results: Results, methods: Sequence[Method], on_cpu: dict[str, float]) -> Table:
     """Dice and time. on_cpu: seconds on the CPU of methods that otherwise ran on a GPU."""
-    dice = with_best([_all(r, "dice", 3) for r in results.values()], largest=True)
-    rows: list[list[str | Cell]] = []
-    for method, overlap in zip(methods, dice, strict=True):
-        found = results[method.name]
-        seconds = Cell(Summary.of(values(found, "seconds")).mean)
-        cores = Cell(Summary.of([r.cpu_seconds for r in found]).mean)
-        cpu = seconds if method.device == "cpu" else Cell(on_cpu.get(method.name, np.nan))
-        gpu = seconds if method.device not in ("cpu", "") else Cell(np.nan)
-        all_cores = cores if method.device == "cpu" else Cell(np.nan)
-        _, _, their_dice, their_time = HU.get(method.name, (0, 0, np.nan, HOLE))
-        rows.append([method.title, overlap, cpu, all_cores, gpu, Cell(their_dice), their_time])
-    return Table(
+    unknown = (0, 0, np.nan, HOLE)
+    seconds = {m.name: Summary.of(values(results[m.name], "seconds")).mean for m in methods}
+    cores = {m.name: Summary.of([r.cpu_seconds for r in results[m.name]]).mean for m in methods}
+    columns: dict[str, Sequence[str | Cell]] = {
+        "Dice": with_best([_all(r, "dice", 3) for r in results.values()], largest=True),
+        "CPU (s)": [Cell((seconds if m.device == "cpu" else on_cpu).get(m.name, np.nan)) for m in methods],
+        "CPU, cores added up (s)": [Cell(cores[m.name] if m.device == "cpu" else np.nan) for m in methods],
+        "GPU (s)": [Cell(np.nan if m.device in ("cpu", "") else seconds[m.name]) for m in methods],
+        "[Hu] Dice": [Cell(HU.get(m.name, unknown)[2]) for m in methods],
+        "[Hu] time (s)": [HU.get(m.name, unknown)[3] for m in methods],
+    }
+    return Table.of_columns(
         "table_2",
         "Table II: Dice of the lungs, and time",
-        ["method", "Dice", "CPU (s)", "CPU, cores added up (s)", "GPU (s)", "[Hu] Dice", "[Hu] time (s)"],
-        rows,
+        {"method": [m.title for m in methods], **columns},
         [
             "Dice: mean ± sd over the pairs, both lungs as one mask. Seconds: mean over the pairs, wall "
             "clock, from two aligned images in memory to the displacement in memory; loading programs, "
@@ -119,34 +118,27 @@ def table_2(results: Results, methods: Sequence[Method], on_cpu: dict[str, float
 
 def table_3(results: Results) -> Table:
     """What [Hu] leaves out: unseen points, surfaces, lobes, regularity, the tail."""
-    columns = {
-        "TRE (mm)": ("tre_mm", 2),
-        "unseen TRE (mm)": ("tre_unseen_mm", 2),
-        "folding (%)": ("folding_percent", 3),
-        "sd log J": ("sd_log_jacobian", 3),
+    every = list(results.values())
+    measured = [[r.measured for r in found if r.measured] for found in every]
+    tails = [np.hstack([[], *(m.tre_mm for m in found)]) for found in measured]
+    tails = [tail[np.isfinite(tail)] for tail in tails]
+    surfaces = [cell(Summary.of([m.hausdorff95_mm[1] for m in found])) for found in measured]
+    lobes = [cell(Summary.of([_lobes(m) for m in found]), 3) for found in measured]
+    columns: dict[str, Sequence[str | Cell]] = {
+        "TRE (mm)": with_best([_all(r, "tre_mm") for r in every]),
+        "unseen TRE (mm)": with_best([_all(r, "tre_unseen_mm") for r in every]),
+        "folding (%)": [_all(r, "folding_percent", 3) for r in every],
+        "sd log J": [_all(r, "sd_log_jacobian", 3) for r in every],
+        "TRE, 95th percentile (mm)": with_best(
+            [Cell(float(np.percentile(tail, 95)) if tail.size else np.nan) for tail in tails]
+        ),
+        "HD95 (mm)": with_best(surfaces),
+        "lobes' Dice": with_best(lobes, largest=True),
     }
-    rows: list[list[str | Cell]] = []
-    for name, found in results.items():
-        tail = np.hstack([[], *(r.measured.tre_mm for r in found if r.measured)])
-        tail = tail[np.isfinite(tail)]
-        rows.append(
-            [
-                TITLES[name],
-                *(_all(found, column, digits) for column, digits in columns.values()),
-                Cell(float(np.percentile(tail, 95)) if tail.size else np.nan),
-                cell(Summary.of([r.measured.hausdorff95_mm[1] for r in found if r.measured])),
-                cell(Summary.of([_lobes(r) for r in found]), 3),
-            ]
-        )
-    for column, largest in ((1, False), (2, False), (5, False), (6, False), (7, True)):
-        cells: list[Any] = with_best([row[column] for row in rows], largest=largest)  # type: ignore[misc]
-        for row, item in zip(rows, cells, strict=True):
-            row[column] = item
-    return Table(
+    return Table.of_columns(
         "table_3",
         "What Tables I and II leave out",
-        ["method", *columns, "TRE, 95th percentile (mm)", "HD95 (mm)", "lobes' Dice"],
-        rows,
+        {"method": [TITLES[name] for name in results], **columns},
         [
             "Unseen: points of kinds that no training saw. Folding: voxels with a Jacobian determinant "
             "of 0 or less. sd log J: of the determinant's logarithm, in the lungs. HD95: of the lung "
@@ -156,11 +148,9 @@ def table_3(results: Results) -> Table:
     )
 
 
-def _lobes(result: Result) -> float:
+def _lobes(measured: PairResult) -> float:
     """The mean Dice of the lobes after registration."""
-    if result.measured is None:
-        return float("nan")
-    labels = {k: v for k, v in result.measured.dice_labels.items() if not k.endswith("_lung")}
+    labels = {k: v for k, v in measured.dice_labels.items() if not k.endswith("_lung")}
     return Summary.of([after for _, after in labels.values()]).mean
 
 
@@ -183,19 +173,14 @@ def table_4(found: dict[str, list[Difference]]) -> Table:
     rows: list[list[str | Cell]] = []
     for column, family in found.items():
         head, largest = TESTED[column]
-        digits = 3 if largest else 2
         for d in family:
-            change = d.difference
             better = d.pairs - d.smaller if largest else d.smaller
             rows.append(
                 [
                     f"{head}: {TITLES[d.first]} − {TITLES[d.second]}",
-                    Cell(change.mean, digits=digits),
-                    Cell(change.low, digits=digits),
-                    Cell(change.high, digits=digits),
+                    *(Cell(value, digits=3 if largest else 2) for value in d.difference),
                     f"{better} of {d.pairs}",
-                    Cell(d.p, digits=4),
-                    Cell(d.p_holm, digits=4),
+                    *(Cell(value, digits=4) for value in (d.p, d.p_holm)),
                 ]
             )
     return Table(
@@ -220,23 +205,19 @@ def by_landmark(results: Sequence[Result], index: int) -> NDArray[Any]:
 def table_5(results: Results, names: Sequence[str], focus: str, other: str) -> Table:
     """Mean TRE of each landmark by each method; `focus` against `other`, Holm over the landmarks."""
     shown = [name for name in results if name != "before"]
-    both = focus in results and other in results
-    tests = []
-    for i in range(len(names) if both else 0):
-        tests.append(compare(focus, other, by_landmark(results[focus], i), by_landmark(results[other], i)))
-    tests = corrected(tests)
-    rows: list[list[str | Cell]] = []
-    for i, name in enumerate(names):
-        cells = [cell(Summary.of(by_landmark(results[m], i))) for m in shown]
-        row: list[str | Cell] = [name, *with_best(cells)]
-        if both:
-            d = tests[i]
-            row += [Cell(d.difference.mean), Cell(d.difference.low), Cell(d.difference.high)]
-            row += [Cell(d.p_holm, digits=4)]
-        rows.append(row)
+    by_name = [[cell(Summary.of(by_landmark(results[m], i))) for m in shown] for i in range(len(names))]
+    rows: list[list[str | Cell]] = [
+        [name, *with_best(cells)] for name, cells in zip(names, by_name, strict=True)
+    ]
     header = ["landmark", *(TITLES[m] for m in shown)]
     note = "TRE in mm, mean ± sd over the pairs."
-    if both:
+    if {focus, other} <= results.keys():
+        tests = [
+            compare(focus, other, *(by_landmark(results[m], i) for m in (focus, other)))
+            for i in range(len(names))
+        ]
+        for row, d in zip(rows, corrected(tests), strict=True):
+            row += [*map(Cell, d.difference), Cell(d.p_holm, digits=4)]
         header += [f"{TITLES[focus]} − {TITLES[other]}", "95 % from", "to", "p (Holm)"]
         gain = [n for n, d in zip(names, tests, strict=True) if d.difference.high < 0]
         loss = [n for n, d in zip(names, tests, strict=True) if d.difference.low > 0]
@@ -252,27 +233,24 @@ def claims(results: Results) -> Table | None:
     if not {"ours", "voxelmorph"} <= results.keys():
         return None
 
-    def mean(name: str, column: str) -> float:
+    def mean(name: str, column: str = "tre_mm") -> float:
         return pooled(results[name], column).mean if name in results else float("nan")
 
-    ours = {c: mean("ours", c) for c in ("tre_mm", "tre_unseen_mm", "dice", "folding_percent")}
-    theirs = {c: mean("voxelmorph", c) for c in ours}
+    def ratio(name: str, other: str, column: str = "tre_mm") -> float:
+        return mean(name, column) / mean(other, column)
+
     ratios = values(results["ours"], "tre_mm") / values(results["voxelmorph"], "tre_mm")
     margin = bootstrap(ratios[np.isfinite(ratios)])
-
-    def against(name: str, other: str) -> float:
-        return mean(name, "tre_mm") / mean(other, "tre_mm")
-
     lines = [
-        ("TRE: ours / VoxelMorph, means", against("ours", "voxelmorph"), "≤", 0.68),
-        ("TRE: ours / Elastix", against("ours", "elastix"), "<", 1.0),
-        ("TRE: ours / ANTs", against("ours", "ants"), "<", 1.0),
-        ("TRE: ours with refinement / Elastix", against("refined", "elastix"), "<", 1.0),
-        ("TRE: ours with refinement / ANTs", against("refined", "ants"), "<", 1.0),
-        ("TRE: ours / VoxelMorph, both with refinement", against("refined", "voxelmorph_refined"), "<", 1.0),
-        ("Dice: ours − VoxelMorph", ours["dice"] - theirs["dice"], "≥", 0.0),
-        ("unseen TRE: ours / VoxelMorph", ours["tre_unseen_mm"] / theirs["tre_unseen_mm"], "≤", 1.0),
-        ("folding of ours (%)", ours["folding_percent"], "≤", 0.0),
+        ("TRE: ours / VoxelMorph, means", ratio("ours", "voxelmorph"), "≤", 0.68),
+        ("TRE: ours / Elastix", ratio("ours", "elastix"), "<", 1.0),
+        ("TRE: ours / ANTs", ratio("ours", "ants"), "<", 1.0),
+        ("TRE: ours with refinement / Elastix", ratio("refined", "elastix"), "<", 1.0),
+        ("TRE: ours with refinement / ANTs", ratio("refined", "ants"), "<", 1.0),
+        ("TRE: ours / VoxelMorph, both with refinement", ratio("refined", "voxelmorph_refined"), "<", 1.0),
+        ("Dice: ours − VoxelMorph", mean("ours", "dice") - mean("voxelmorph", "dice"), "≥", 0.0),
+        ("unseen TRE: ours / VoxelMorph", ratio("ours", "voxelmorph", "tre_unseen_mm"), "≤", 1.0),
+        ("folding of ours (%)", mean("ours", "folding_percent"), "≤", 0.0),
     ]
     rows: list[list[str | Cell]] = [
         [what, Cell(found, digits=4 if "Dice" in what else 3), f"{sign} {bound:g}", _met(found, sign, bound)]

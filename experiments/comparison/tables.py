@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,6 +46,13 @@ class Table(NamedTuple):
     header: Sequence[str]
     rows: Sequence[Sequence[str | Cell]]
     notes: Sequence[str] = ()
+
+    @classmethod
+    def of_columns(
+        cls, name: str, title: str, columns: Mapping[str, Sequence[str | Cell]], notes: Sequence[str] = ()
+    ) -> Table:
+        """By columns, their heads the keys; the first holds the rows' names."""
+        return cls(name, title, list(columns), list(zip(*columns.values(), strict=True)), notes)
 
 
 def cell(summary: Summary, digits: int = 2) -> Cell:

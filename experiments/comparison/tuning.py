@@ -65,27 +65,24 @@ def kept(trials: Sequence[Trial]) -> Any:
 
 def table(trials: Sequence[Trial], pairs: Sequence[tuple[str, str]]) -> Table:
     """All trials; those that were kept in bold."""
-    rows: list[list[str | Cell]] = []
-    for t in trials:
-        failed = sum(r.measured is None for r in t.results)
-        rows.append(
-            [
-                f"{TITLES[t.method]}: {t.name}" + (" (kept)" if t.kept else ""),
-                cell(pooled(t.results, "tre_mm"))._replace(best=t.kept, sd=np.nan),
-                cell(pooled(t.results, "tre_unseen_mm"))._replace(sd=np.nan),
-                cell(pooled(t.results, "dice"), 3)._replace(sd=np.nan),
-                cell(pooled(t.results, "folding_percent"), 3)._replace(sd=np.nan),
-                Cell(Summary.of([r.cpu_seconds for r in t.results]).mean, digits=1),
-                str(failed or ""),
-            ]
-        )
+
+    def means(column: str, digits: int = 2) -> list[Cell]:
+        return [cell(pooled(t.results, column), digits)._replace(sd=np.nan) for t in trials]
+
     chosen = ", ".join(f"{moving} -> {fixed}" for fixed, moving in pairs) or "none"
     settings = "; ".join(f"{TITLES[t.method]}: {describe(t.settings)}" for t in trials if t.kept)
-    return Table(
+    return Table.of_columns(
         "tuning",
         "Tuning of the baselines, on validation pairs",
-        ["setting", "TRE (mm)", "unseen TRE (mm)", "Dice", "folding (%)", "CPU (s)", "failures"],
-        rows,
+        {
+            "setting": [f"{TITLES[t.method]}: {t.name}" + (" (kept)" if t.kept else "") for t in trials],
+            "TRE (mm)": [c._replace(best=t.kept) for c, t in zip(means("tre_mm"), trials, strict=True)],
+            "unseen TRE (mm)": means("tre_unseen_mm"),
+            "Dice": means("dice", 3),
+            "folding (%)": means("folding_percent", 3),
+            "CPU (s)": [Cell(Summary.of([r.cpu_seconds for r in t.results]).mean, digits=1) for t in trials],
+            "failures": [str(sum(r.measured is None for r in t.results) or "") for t in trials],
+        },
         [
             f"Pairs: {chosen}. Each line changes the first of its method in what it names; kept is the "
             "least TRE on the landmarks. No test pair takes part. CPU: of all cores, a pair.",

@@ -17,7 +17,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-from jax.scipy.ndimage import map_coordinates
 
 from lmreg_jax.core import _squaring as squaring
 
@@ -32,8 +31,8 @@ def sample(values: Array, positions: Array) -> Array:
     """Trilinear interpolation of `values` at `positions`, extended by the edge.  [Hu eq. 9]
 
     values: `[X, Y, Z]` or `[X, Y, Z, C]`; positions: `[..., 3]`, voxels. Returns `[...]` or
-    `[..., C]`. Equal to `sample_reference`, in value and in derivative (at an integer position the
-    slope is the forward difference, at and beyond the last voxel zero).
+    `[..., C]`. At an integer position the slope is the forward difference, at and beyond the last voxel
+    zero, as in `jax.scipy.ndimage.map_coordinates`.
 
     An image on the CPU goes by `_sample_by_blocks`, all else by `_sample_by_corners`: two ways to the
     same numbers.
@@ -111,19 +110,6 @@ def _sample_by_blocks(values: Array, positions: Array) -> Array:
     return between(face(0), face(1), along_z)
 
 
-def sample_reference(values: Array, positions: Array) -> Array:
-    """The same as `sample`, through `jax.scipy.ndimage.map_coordinates`: the definition.
-
-    Kept because it is short enough to be seen to be right; the tests hold `sample` against it.
-    """
-    coordinates = jnp.moveaxis(positions, -1, 0)
-
-    def one(channel: Array) -> Array:
-        return map_coordinates(channel, list(coordinates), order=1, mode="nearest")
-
-    return one(values) if values.ndim == 3 else jax.vmap(one, in_axes=-1, out_axes=-1)(values)
-
-
 def sample_nearest(labels: Array, positions: Array) -> Array:
     """Nearest-neighbour lookup, for label maps; half-way positions go to the even voxel.
 
@@ -190,16 +176,6 @@ def integrate(velocity: Array, *, steps: int = 7, forward_mode: bool = False) ->
     return lax.platform_dependent(velocity, cpu=by_stencil, default=plain)
 
 
-def invert(displacement: Array, *, iterations: int = 20) -> Array:
-    """Displacement w with (id + u) o (id + w) = id, by the fixed point w(x) = -u(x + w(x)).
-
-    displacement: `[X, Y, Z, 3]`, voxels. Converges where |grad u| < 1 (each iteration shrinks the
-    error by that factor) [Chen 2008]. For a field that came from a velocity, `integrate(-velocity)`
-    is the inverse, at any size.
-    """
-    return lax.fori_loop(0, iterations, lambda _, w: -warp(displacement, w), -displacement)
-
-
 def upsample(displacement: Array, shape: tuple[int, ...], *, factor: int = 2) -> Array:
     """The same motion on a grid `factor` times finer: values and grid times `factor`, trilinear.
 
@@ -210,13 +186,13 @@ def upsample(displacement: Array, shape: tuple[int, ...], *, factor: int = 2) ->
     for axis, size in enumerate(shape):
         # A product with a matrix of two weights a row: its gradient is one as well, where that of a
         # gather adds row by row (with the warp that follows 21 ms for 239 ms, 4 fields of 48 x 32 x 64).
-        weights = jnp.asarray(_interpolation(size, displacement.shape[axis], factor), displacement.dtype)
+        weights = jnp.asarray(interpolation(size, displacement.shape[axis], factor), displacement.dtype)
         product = jnp.tensordot(weights, displacement, axes=(1, axis), precision=lax.Precision.HIGHEST)
         displacement = jnp.moveaxis(product, 0, axis)
     return displacement * factor
 
 
-def _interpolation(fine: int, coarse: int, factor: int) -> np.ndarray:
+def interpolation(fine: int, coarse: int, factor: int) -> np.ndarray:
     """`[fine, coarse]`: linear interpolation at i / factor, extended by the edge."""
     index = np.arange(fine)
     lower = np.minimum(index // factor, coarse - 1)

@@ -30,14 +30,3 @@ def masked_mean_squared_distance(
     present = mask.astype(points.dtype)
     residual = jnp.where(mask[:, None], points - others, 0) * scale
     return jnp.sum(residual**2) / jnp.maximum(jnp.sum(present), 1)
-
-
-def target_registration_error(
-    displacement: Array, fixed_points: Array, moving_points: Array, spacing_mm: Array
-) -> Array:
-    """TRE of each landmark in mm, `[K]`: |spacing * (p + u(p) - q)|.  [Hu eq. 11]
-
-    A metric, not for derivatives (the norm has none at 0).
-    """
-    residual = (move_points(displacement, fixed_points) - moving_points) * spacing_mm
-    return jnp.linalg.norm(residual, axis=-1)

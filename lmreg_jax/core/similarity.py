@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from lmreg_jax.errors import InputError
+
 
 def mean_squared_error(fixed: Array, warped: Array) -> Array:
     """mean (f - m o psi)^2, the exponent of eq. 3 before it is divided by sigma^2.  [Hu eq. 3]
@@ -28,8 +30,10 @@ def local_correlation(fixed: Array, warped: Array, *, window: int = 9) -> Array:
     Windows of window^3 voxels, cut at the border (a mean is over the voxels that exist, not over
     zeros outside). The images' means are removed first: the variance is a difference of two
     sums, and in float32 on HU-like data it is otherwise off by a per cent. A flat window
-    correlates with nothing: 0.
+    correlates with nothing: 0. Raises InputError on an even window, which has no middle voxel.
     """
+    if window < 1 or window % 2 == 0:
+        raise InputError(f"a window of {window} voxels: expected an odd number, as 5 or 9")
 
     def box(values: Array) -> Array:
         for axis in range(3):

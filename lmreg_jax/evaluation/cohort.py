@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
@@ -20,6 +21,7 @@ from lmreg_jax.cohort.cache import fresh
 from lmreg_jax.cohort.case import images_of_pair
 from lmreg_jax.errors import InputError
 from lmreg_jax.evaluation import metrics
+from lmreg_jax.evaluation.baselines import Answer
 from lmreg_jax.evaluation.metrics import PairResult, Summary
 from lmreg_jax.imaging.transforms import jacobian_determinant
 
@@ -45,11 +47,6 @@ class Registration(NamedTuple):
     displacement: NDArray[Any]  # [X, Y, Z, 3], voxels, fixed -> moving
 
 
-def identity_register(fixed: NDArray[Any], moving: NDArray[Any]) -> Registration:
-    """The registration that moves nothing: u = 0."""
-    return Registration(np.asarray(moving), np.zeros((*np.shape(fixed), 3), np.float32))
-
-
 def evaluate_pairs(
     register: Register, cohort: Cohort, pairs: Pairs, *, progress: bool = True
 ) -> list[PairResult]:
@@ -60,10 +57,12 @@ def evaluate_pairs(
     """
     results: list[PairResult] = []
     for fixed, moving in tqdm(cases_of(cohort, pairs), "evaluating", len(pairs), disable=not progress):
+        call = partial(register, *images_of_pair(fixed, moving))
         if not results:
-            _called(register, fixed, moving)
-        displacement, seconds = _timed(register, fixed, moving)
-        results.append(metrics.measure(cohort, fixed, moving, displacement, seconds))
+            _on_host(call())
+        answer = timed(call)
+        displacement = checked(answer.displacement, fixed, moving)
+        results.append(metrics.measure(cohort, fixed, moving, displacement, answer.seconds))
     return results
 
 
@@ -111,17 +110,29 @@ def cases_of(cohort: Cohort, pairs: Pairs) -> Iterator[tuple[Case, Case]]:
 
 def displacement_of(register: Register, fixed: Case, moving: Case) -> NDArray[Any]:
     """u of one pair [X, Y, Z, 3], voxels. Raises InputError on another shape and on non-finite values."""
-    return _checked(_called(register, fixed, moving), fixed, moving)
+    return checked(_on_host(register(*images_of_pair(fixed, moving))), fixed, moving)
 
 
-def _called(register: Register, fixed: Case, moving: Case) -> NDArray[Any]:
-    """u of one pair, on the host: reading the arrays waits for an asynchronous device."""
-    answer = register(*images_of_pair(fixed, moving))
+def _on_host(answer: Any) -> NDArray[Any]:
+    """u; reading both arrays waits for an asynchronous device."""
     np.asarray(answer.warped)
     return np.asarray(answer.displacement)
 
 
-def _checked(displacement: NDArray[Any], fixed: Case, moving: Case) -> NDArray[Any]:
+def timed(call: Callable[[], Any]) -> Answer:
+    """u and the median times of three calls, or of as many as it takes to meet a slow one."""
+    wall: list[float] = []
+    cpu: list[float] = []
+    while len(wall) < 3 and (not wall or wall[-1] <= SLOW_SECONDS):
+        start = time.perf_counter(), time.process_time()
+        displacement = _on_host(call())
+        wall.append(time.perf_counter() - start[0])
+        cpu.append(time.process_time() - start[1])
+    return Answer(displacement, statistics.median(wall), statistics.median(cpu))
+
+
+def checked(displacement: NDArray[Any], fixed: Case, moving: Case) -> NDArray[Any]:
+    """The displacement, if it is of the fixed grid's shape and finite; else InputError."""
     needed = (*fixed.image.shape, 3)
     if displacement.shape != needed:
         raise InputError(
@@ -134,13 +145,3 @@ def _checked(displacement: NDArray[Any], fixed: Case, moving: Case) -> NDArray[A
             "the weights may have diverged: take an earlier checkpoint or a lower learning rate"
         )
     return displacement
-
-
-def _timed(register: Register, fixed: Case, moving: Case) -> tuple[NDArray[Any], float]:
-    """u and the median time of three calls, or of as many as it takes to meet a slow one."""
-    seconds: list[float] = []
-    while len(seconds) < 3 and (not seconds or seconds[-1] <= SLOW_SECONDS):
-        start = time.perf_counter()
-        displacement = _called(register, fixed, moving)
-        seconds.append(time.perf_counter() - start)
-    return _checked(displacement, fixed, moving), statistics.median(seconds)

@@ -1,4 +1,6 @@
-"""How well two images were registered: landmark error, overlap, regularity. NumPy only, sums in float64.
+"""How well two images were registered: landmark error, overlap, surfaces, regularity.
+
+The one place where TRE, Dice, HD95, folding and sd log J are defined. NumPy only, sums in float64.
 
 Conventions: arrays [X, Y, Z], voxel centres at integer indices; `displacement` [X, Y, Z, 3] is in
 voxels and points from the fixed grid into the moving image, so that a fixed landmark p goes to
@@ -8,7 +10,7 @@ Nothing here shares code with the model: what is reported is computed independen
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -45,6 +47,13 @@ class Summary(NamedTuple):
         return cls(mean, sd, int(known.size))
 
 
+class SurfaceDistances(NamedTuple):
+    """Of two masks' surfaces, in mm; see `surface_distances`."""
+
+    hausdorff95_mm: float
+    mean_mm: float
+
+
 class PairResult(NamedTuple):
     """One registered pair: the tables' columns, then what only the JSON file holds.
 
@@ -78,7 +87,6 @@ def measure(
     """All numbers of one pair from its displacement [X, Y, Z, 3] (voxels, fixed -> moving)."""
     points = fixed.landmarks, moving.landmarks, cohort.spacing_mm
     unseen = fixed.points, moving.points, cohort.spacing_mm
-    scanner = fixed.landmarks_mm, moving.landmarks_mm, (1.0, 1.0, 1.0)
     determinant = jacobian_determinant(displacement)
     lungs = _labels(fixed.lungs, moving.lungs, displacement)
     lobes = _labels(fixed.lobes, moving.lobes, displacement)
@@ -96,15 +104,15 @@ def measure(
         folding_percent=folding_percent(determinant),
         sd_log_jacobian=sd_log_jacobian(determinant, fixed.lungs),
         seconds=seconds,
-        tre_before_affine_mm=target_registration_error(None, *scanner),
+        tre_before_affine_mm=target_registration_error(None, fixed.landmarks_mm, moving.landmarks_mm),
         dice_labels=each_lung | _label_dice(lobes, LOBES),
         dice_lungs_mean=(
             Summary.of([before for before, _ in each_lung.values()]).mean,
             Summary.of([after for _, after in each_lung.values()]).mean,
         ),
         hausdorff95_mm=(
-            hausdorff95(lungs[0], lungs[1], cohort.spacing_mm),
-            hausdorff95(lungs[0], lungs[2], cohort.spacing_mm),
+            surface_distances(lungs[0], lungs[1], cohort.spacing_mm).hausdorff95_mm,
+            surface_distances(lungs[0], lungs[2], cohort.spacing_mm).hausdorff95_mm,
         ),
     )
 
@@ -126,19 +134,30 @@ def target_registration_error(
     displacement: ArrayLike | None,
     fixed_points: ArrayLike,
     moving_points: ArrayLike,
-    spacing_mm: Sequence[float] | Floats,
+    spacing_mm: Sequence[float] | Floats = (1.0, 1.0, 1.0),
 ) -> Floats:
-    """|spacing * (p + u(p) - q)| [K] in mm; `displacement` None means u = 0.   [Hu eq. 10, 11]
+    """|spacing * (p + u(p) - q)| [K] in mm.   [Hu eq. 10, 11]
 
-    fixed_points p, moving_points q: [K, 3] in voxels. NaN where p or q is missing (NaN); infinite
-    where both are known and u is not finite, so that a failed field never looks like a gap.
+    fixed_points p, moving_points q: [K, 3] in voxels, or in mm where spacing_mm is 1. `displacement`
+    None means u = 0: the error before, or of points p that a transform has moved already. NaN where
+    p or q is missing (NaN); infinite where both exist and u is not finite, so that a failed field
+    never looks like a gap.
     """
     fixed = np.asarray(fixed_points, np.float64).reshape(-1, 3)
     moving = np.asarray(moving_points, np.float64).reshape(-1, 3)
-    known = np.isfinite(fixed).all(axis=1) & np.isfinite(moving).all(axis=1)
+    present = np.isfinite(fixed).all(axis=1) & np.isfinite(moving).all(axis=1)
     shift = 0.0 if displacement is None else sample_displacement(displacement, fixed)
     error = np.linalg.norm((fixed + shift - moving) * np.asarray(spacing_mm, np.float64), axis=1)
-    return np.where(known, np.where(np.isfinite(error), error, np.inf), np.nan)
+    return np.where(present, np.where(np.isfinite(error), error, np.inf), np.nan)
+
+
+def common_points(
+    fixed: Mapping[str, NDArray[Any]], moving: Mapping[str, NDArray[Any]]
+) -> tuple[list[str], NDArray[Any], NDArray[Any]]:
+    """The names that both have, in the order of `fixed`, and their points [K, 3] in each."""
+    names = [name for name in fixed if name in moving]
+    p, q = (np.array([points[name] for name in names]).reshape(-1, 3) for points in (fixed, moving))
+    return names, p, q
 
 
 def warp_labels(labels: NDArray[Any], displacement: ArrayLike) -> NDArray[Any]:
@@ -163,20 +182,39 @@ def dice(a: ArrayLike, b: ArrayLike, label: int | None = None) -> float:
     return 2.0 * int((first & second).sum()) / total if total else float("nan")
 
 
-def hausdorff95(a: ArrayLike, b: ArrayLike, spacing_mm: Sequence[float] | Floats) -> float:
-    """The larger of the two directed 95th percentiles of surface distance, in mm.
+def surface_distances(a: ArrayLike, b: ArrayLike, spacing_mm: Sequence[float] | Floats) -> SurfaceDistances:
+    """How far the surfaces of two masks [X, Y, Z] lie apart, in mm; NaN where a mask is empty.
 
-    A surface is the mask's voxels with a 6-neighbour outside it (the frame's outside counts as
-    such). NaN where a mask is empty. Only the box around both masks is searched.
+    A surface is the set of the mask's voxel centres with a 6-neighbour outside it (the frame's outside
+    counts as such); a distance is that of one such centre to the nearest of the other surface. HD95: of
+    each directed set the 95th percentile, and the larger of the two. Mean: of each directed set, the
+    voxels weighted by the area of their faces that lie on the surface, since voxels longer than wide
+    stand for unequal pieces of it; then the mean of the two. Only the box around both is searched.
     """
     first, second = np.asarray(a) != 0, np.asarray(b) != 0
     if not first.any() or not second.any():
-        return float("nan")
+        return SurfaceDistances(float("nan"), float("nan"))
+    spacing = np.asarray(spacing_mm, np.float64)
     box = ndimage.find_objects((first | second).astype(np.uint8))[0]
-    edges = [mask[box] & ~ndimage.binary_erosion(mask[box]) for mask in (first, second)]
-    far = [ndimage.distance_transform_edt(~edge, sampling=tuple(spacing_mm)) for edge in edges]
-    directed = [np.percentile(far[1][edges[0]], 95), np.percentile(far[0][edges[1]], 95)]
-    return float(max(directed))
+    areas = [_surface_area(mask[box], spacing) for mask in (first, second)]
+    percentiles, means = [], []
+    for own, other in (areas, areas[::-1]):
+        surface = own > 0
+        distance = ndimage.distance_transform_edt(other == 0, sampling=spacing)[surface]
+        percentiles.append(np.percentile(distance, 95))
+        means.append(np.average(distance, weights=own[surface]))
+    return SurfaceDistances(float(max(percentiles)), float(np.mean(means)))
+
+
+def _surface_area(mask: NDArray[np.bool_], spacing: Floats) -> NDArray[np.float32]:
+    """mm^2 of each voxel's faces between the mask and its outside, [X, Y, Z]; 0 off the surface."""
+    padded = np.pad(mask, 1)
+    area = np.zeros(mask.shape, np.float32)
+    for axis, face in enumerate(np.prod(spacing) / spacing):
+        for shift in (-1, 1):
+            neighbour = np.roll(padded, shift, axis)[1:-1, 1:-1, 1:-1]
+            area[mask & ~neighbour] += face
+    return area
 
 
 def folding_percent(determinant: ArrayLike, mask: ArrayLike | None = None) -> float:

@@ -87,8 +87,7 @@ def landmark_errors(
 
     fixed, moving: {name: [3] RAS mm}. "scanner": in scanner coordinates as they are.
     """
-    names = [name for name in fixed if name in moving]
-    p, q = (np.array([points[name] for name in names]).reshape(-1, 3) for points in (fixed, moving))
+    names, p, q = metrics.common_points(fixed, moving)
     moved = {
         "scanner": p,
         "affine": transform_points(affine_transform(found.affine.pull), p),
@@ -96,11 +95,11 @@ def landmark_errors(
     }
     if found.network is not None:
         moved["network"] = transform_points(found.network, p)
-    errors = {name: np.linalg.norm(m - q, axis=1) for name, m in moved.items()}
+    errors = {name: metrics.target_registration_error(None, m, q) for name, m in moved.items()}
     return {
         "names": names,
         "mm": {name: e.tolist() for name, e in errors.items()},
-        "mean_mm": {name: float(e.mean()) for name, e in errors.items()},
+        "mean_mm": {name: metrics.Summary.of(e).mean for name, e in errors.items()},
         "sd_mm": {name: metrics.Summary.of(e).sd for name, e in errors.items()},
     }
 

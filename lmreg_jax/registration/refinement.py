@@ -22,6 +22,8 @@ from jax import Array, lax
 from lmreg_jax.core import fields, prior
 from lmreg_jax.core.objective import Objective, displacement_of, field_stride, image_scale
 from lmreg_jax.core.similarity import IMAGE_TERMS
+from lmreg_jax.registration.grid import Frame, Pair, coarser
+from lmreg_jax.registration.velocity import Field, no_motion, resampled
 
 Progress = Callable[[Iterable[int]], Iterable[int]]
 
@@ -30,15 +32,6 @@ SMOOTHINGS = 3  # binomial filters over what Adam changes: single nodes must not
 FILTER = (0.25, 0.5, 0.25)
 LEAST_JACOBIAN = 0.02  # below it counts as folding: between voxels a field is a little worse than on them
 ADAM = optax.scale_by_adam()
-
-
-class Pair(NamedTuple):
-    """Images `[X, Y, Z]` in [0, 1] on one grid, and where each scan has data (bool `[X, Y, Z]`)."""
-
-    fixed: Array
-    moving: Array
-    fixed_inside: Array
-    moving_inside: Array
 
 
 class Outcome(NamedTuple):
@@ -56,17 +49,6 @@ class Outcome(NamedTuple):
     step: int
 
 
-def terms(objective: Objective, velocity: Array, pair: Pair, centre: Array | float = 0.0) -> dict[str, Array]:
-    """{"image", "prior", "total"} of a velocity `[x, y, z, 3]`, weighted as in training (eq. 7).
-
-    The prior is the part of the KL divergence that depends on the mean; 0 for v = centre, the prior's
-    own mean.
-    """
-    stride = field_stride(pair.fixed.shape, velocity.shape[:3])
-    u = displacement_of(velocity, pair.fixed.shape, stride=stride, steps=objective.integration_steps)
-    return _with_total(_image(objective, stride, u, pair), _prior(objective, velocity - centre))
-
-
 def _image(objective: Objective, stride: int, displacement: Array, pair: Pair) -> Array:
     """The image term, weighted. Where a scan has no data the warped image is compared with itself, and
     fixed: no value there, and no slope, not by a neighbour's window (local correlation) either."""
@@ -78,6 +60,8 @@ def _image(objective: Objective, stride: int, displacement: Array, pair: Pair) -
 
 
 def _prior(objective: Objective, velocity: Array) -> Array:
+    """The part of the KL divergence that depends on the mean, for a velocity seen from the prior's own
+    mean: 0 for 0."""
     kl = partial(prior.kl_divergence, precision=objective.precision, reading=objective.reading)
     flat = jnp.zeros_like(velocity)
     return kl(velocity, flat) - kl(flat, flat)
@@ -218,6 +202,60 @@ def _adam(change: Array, state: Any, one: Array, other: Array, rate: Array) -> t
     return change - rate * updates, state
 
 
+def refined(
+    images: Callable[[Frame], Pair],
+    frame: Frame,
+    field: Field,
+    objective: Objective,
+    steps: int,
+    progress: Progress = iter,
+    *,
+    around_start: bool = False,
+) -> tuple[Field, Outcome]:
+    """`steps` of instance optimisation of `field`, coarse to fine; see `refine`.
+
+    around_start: the prior is on what is added to the field, else on the whole velocity.
+
+    images: gives the pair on any frame. The first half of the steps sees a grid twice as coarse, for
+    an eighth of the time; what they add is added to the field, which keeps its details. The outcome
+    compares start and end on `frame` alone. The result has the variance that images and prior leave
+    (`laplace_log_variance`), since the network's belongs to another grid.
+    """
+    fine = no_motion(frame)
+    start = resampled(field, fine)
+    velocity, history = start, []
+    if steps > 1:
+        coarse_frame = coarser(frame)
+        coarse = no_motion(coarse_frame)
+        pair, before = images(coarse_frame), resampled(field, coarse)
+        coarse_start = jnp.asarray(before / coarse.spacing)
+        found = refine(
+            pair,
+            coarse_start,
+            objective=objective,
+            steps=steps // 2,
+            centre=coarse_start if around_start else 0.0,
+            progress=progress,
+        )
+        added = np.asarray(found.velocity) * coarse.spacing - before
+        velocity = start + resampled(Field(added, coarse.affine), fine)
+        history = found.history
+    pair, fine_start = images(frame), jnp.asarray(start / fine.spacing)
+    centre = fine_start if around_start else 0.0
+    outcome = refine(
+        pair,
+        jnp.asarray(velocity / fine.spacing),
+        objective=objective,
+        steps=steps - steps // 2,
+        centre=centre,
+        progress=progress,
+    )
+    outcome = compared(objective, pair, fine_start, outcome, history, centre)
+    log_variance = laplace_log_variance(pair, outcome.velocity, objective)
+    velocity = np.asarray(outcome.velocity) * fine.spacing
+    return Field(velocity.astype(np.float32), fine.affine, np.asarray(log_variance)), outcome
+
+
 @partial(jax.jit, static_argnums=2)
 def laplace_log_variance(pair: Pair, velocity: Array, objective: Objective) -> Array:
     """Log-variance `[x, y, z, 3]` that minimises eq. 7 at a given mean, in (field voxels)^2.
@@ -238,14 +276,8 @@ def laplace_log_variance(pair: Pair, velocity: Array, objective: Objective) -> A
     slope = jnp.stack(jnp.gradient(warped), axis=-1)
     curvature = 2 * weight / warped.size * jnp.where(known[..., None], slope * stride, 0) ** 2
     for axis in range(3):  # summed over the fine voxels that a field voxel moves, by its share squared
-        share = _upsampling(shape[axis], velocity.shape[axis], stride) ** 2
+        share = fields.interpolation(shape[axis], velocity.shape[axis], stride).astype(np.float32) ** 2
         curvature = jnp.moveaxis(jnp.tensordot(share.T, curvature, axes=(1, axis)), 0, axis)
     number_of_voxels = velocity.size // 3
     degree = prior.degree(velocity.shape[:3])[..., None]
     return -jnp.log(objective.precision * degree + number_of_voxels * curvature)
-
-
-def _upsampling(fine: int, coarse: int, stride: int) -> np.ndarray:
-    """The matrix [fine, coarse] of `fields.upsample` along one axis, without its factor on values."""
-    position = np.minimum(np.arange(fine) / stride, coarse - 1)
-    return np.maximum(1 - np.abs(position[:, None] - np.arange(coarse)), 0).astype(np.float32)

@@ -27,7 +27,7 @@ from lmreg_jax.imaging.transforms import Transform
 from lmreg_jax.imaging.volume import Volume
 from lmreg_jax.model import config as configuration
 from lmreg_jax.model.registrar import Registrar
-from lmreg_jax.registration import refinement, velocity
+from lmreg_jax.registration import grid, refinement, velocity
 
 Array = NDArray[Any]
 
@@ -55,8 +55,8 @@ class Model(NamedTuple):
 class Registered(NamedTuple):
     """forward: fixed -> moving; inverse: moving -> fixed; network: forward before the refinement.
 
-    uncertainty: sd of the displacement, mm, on the velocity's grid; method and notes in words; settings
-    of the refinement: its steps, the prior's mean, the image term and its sigma, lambda.
+    uncertainty: sd of forward, mm of the moving scan, on the velocity's grid; method and notes in words;
+    settings of the refinement: its steps, the prior's mean, the image term and its sigma, lambda.
     """
 
     forward: Transform
@@ -65,7 +65,7 @@ class Registered(NamedTuple):
     network: Transform | None
     uncertainty: Volume | None
     outcome: refinement.Outcome | None
-    frame: velocity.Frame
+    frame: grid.Frame
     method: str
     notes: tuple[str, ...]
     settings: dict[str, Any] = {}  # noqa: RUF012, never changed
@@ -119,11 +119,11 @@ def register_sides(
     found = align_pair(images[0], images[1], fixed.lungs, moving.lungs, affine, scans)
     notes = [*found.notes, *_missing(fixed, moving)]
 
-    def on_frame(frame: velocity.Frame) -> refinement.Pair:
-        return velocity.on_frame(images[0], images[1], found.pull, frame)
+    def on_frame(frame: grid.Frame) -> grid.Pair:
+        return grid.on_frame(images[0], images[1], found.pull, frame)
 
     if model is None:
-        frame = velocity.free_frame(fixed.lungs, moving.lungs, found.pull)
+        frame = grid.free_frame(fixed.lungs, moving.lungs, found.pull)
         notes.append("no model: " + ("refined from no motion" if refine else "affine alignment only"))
         if not refine:
             forward, inverse = velocity.affine_transforms(found.pull)
@@ -149,16 +149,16 @@ def register_sides(
         if model is not None:
             network, _ = velocity.transforms_of(field, found.pull)
         say(f"refinement, {refine} steps")
-        frame = velocity.finer(frame, velocity.REFINE_MM)
+        frame = grid.finer(frame, grid.REFINE_MM)
         keep = refine_around == "network"
-        field, outcome = velocity.refined(
+        field, outcome = refinement.refined(
             on_frame, frame, field, objective, refine, progress, around_start=keep
         )
     if outcome is not None and outcome.step == 0:
         notes.append("the refinement found nothing better that does not fold: its start is kept")
     say("integration")
     forward, inverse = velocity.transforms_of(field, found.pull, lung_points(fixed.lungs))
-    sd = velocity.uncertainty(field)
+    sd = velocity.uncertainty(field, found.pull)
     settings = {
         "steps": refine,
         "around": refine_around,
@@ -175,7 +175,7 @@ def _windowed(volume: Volume, model: Model | None) -> Volume:
     return windowed(volume, model.register.config.data)
 
 
-def _model_frame(fixed: Side, moving: Side, pull: Array, model: Model, notes: list[str]) -> velocity.Frame:
+def _model_frame(fixed: Side, moving: Side, pull: Array, model: Model, notes: list[str]) -> grid.Frame:
     data = model.register.config.data
     x, y, z = (int(n) for n in data.shape)
     if model.lungs is None:
@@ -185,7 +185,7 @@ def _model_frame(fixed: Side, moving: Side, pull: Array, model: Model, notes: li
         )
     spacing = configuration.spacing_mm(model.register.config)
     scans = fixed.scan.volume, moving.scan.volume
-    return velocity.model_frame(fixed.lungs, moving.lungs, pull, (x, y, z), spacing, model.lungs, scans)
+    return grid.model_frame(fixed.lungs, moving.lungs, pull, (x, y, z), spacing, model.lungs, scans)
 
 
 def _missing(fixed: Side, moving: Side) -> list[str]:

@@ -25,9 +25,9 @@ from lmreg_jax.imaging.transforms import (
     warp_labels,
 )
 from lmreg_jax.imaging.volume import Volume, apply_affine, bounding_box_mm
+from lmreg_jax.registration.grid import Frame
 from lmreg_jax.registration.measures import uncertainty_on
 from lmreg_jax.registration.scans import Registered
-from lmreg_jax.registration.velocity import Frame
 from lmreg_jax.report import planes
 from lmreg_jax.report.planes import AFTER, BEFORE, PLANES, View
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from lmreg_jax.core import similarity
+from lmreg_jax.errors import InputError
 from tests import numerics
 
 SHAPE = (11, 10, 12)
@@ -49,6 +50,13 @@ def test_local_correlation_window_by_window(images: tuple[np.ndarray, np.ndarray
     np.testing.assert_allclose(found, correlation_by_windows(*images, window), atol=1e-11)
     assert found.min() >= 0
     assert found.max() <= 1
+
+
+@pytest.mark.parametrize("window", [0, 2, 8])
+def test_a_window_without_a_middle_is_refused(window: int) -> None:
+    image = jnp.ones(SHAPE)
+    with pytest.raises(InputError, match=rf"window of {window} voxels: expected an odd number"):
+        similarity.one_minus_local_correlation(image, image, window=window)
 
 
 def test_local_correlation_in_float32_keeps_its_digits_on_offset_data(

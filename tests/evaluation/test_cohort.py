@@ -18,7 +18,7 @@ from lmreg_jax.cohort.cohort import Cohort
 from lmreg_jax.errors import InputError
 from lmreg_jax.evaluation import cohort as evaluation
 from lmreg_jax.evaluation.tables import summarise, write_tables
-from lmreg_jax.report.cohort import write_figures
+from lmreg_jax.report import cohort as report
 
 SHAPE, SPACING = (16, 12, 14), (2.0, 3.0, 4.0)
 SHIFT = np.array([2.0, 0.0, -1.0])  # voxels, fixed -> moving, of every pair below
@@ -72,13 +72,17 @@ def shifting(fixed: Any, moving: Any) -> evaluation.Registration:
     return evaluation.Registration(np.roll(moving, (-2, 0, 1), (0, 1, 2)), displacement)
 
 
+def still(fixed: Any, moving: Any) -> evaluation.Registration:
+    return evaluation.Registration(moving, np.zeros((*SHAPE, 3), np.float32))
+
+
 TWO = cohort(case("a", [0, 0, 0]), case("b", SHIFT), case("c", 2 * SHIFT))
 PAIRS = [("a", "b"), ("b", "c")]
 LENGTH = math.hypot(4.0, 4.0)  # |SHIFT * SPACING|, mm
 
 
 def test_identity_leaves_every_number_as_it_was() -> None:
-    (result,) = evaluation.evaluate_pairs(evaluation.identity_register, TWO, [("a", "b")], progress=False)
+    (result,) = evaluation.evaluate_pairs(still, TWO, [("a", "b")], progress=False)
     np.testing.assert_allclose(result.tre_initial_mm, LENGTH)
     np.testing.assert_array_equal(result.tre_mm, result.tre_initial_mm)
     np.testing.assert_allclose(result.tre_before_affine_mm, 3 * np.linalg.norm(SHIFT))
@@ -225,12 +229,12 @@ def test_a_mask_without_sides_has_a_dice_but_no_sides() -> None:
 def test_figures_of_the_median_and_the_worst_pair(tmp_path: Path) -> None:
     pairs = [("a", "b"), ("b", "a"), ("c", "a")]  # errors 0, twice and three times the shift
     results = evaluation.evaluate_pairs(shifting, TWO, pairs, progress=False)
-    shown = evaluation._shown(results)
+    shown = report._shown(results)
     assert {title: result.name for title, result in shown.items()} == {
         "median pair": "a -> b",
         "worst pair": "a -> c",
     }
-    files = write_figures(tmp_path, shifting, TWO, pairs[:1])
+    files = report.write_figures(tmp_path, shifting, TWO, pairs[:1])
     assert (
         {f.name for f in files}
         == {f.name for f in tmp_path.iterdir()}

@@ -87,12 +87,37 @@ def test_labels_keep_their_edge_value_outside_the_grid() -> None:
     assert (warped == 1).all()
 
 
-def test_hausdorff_of_shifted_boxes_is_the_shift_in_mm() -> None:
+def test_surfaces_of_shifted_boxes_lie_apart_by_the_shift_in_mm() -> None:
     a, b = box((2, 2, 2), (4, 4, 4)), box((5, 2, 2), (4, 4, 4))
     # The far faces (16 of 56 surface voxels, more than 5 %) are 3 voxels of 2.5 mm away.
-    assert metrics.hausdorff95(a, b, (2.5, 1, 1)) == pytest.approx(7.5)
-    assert metrics.hausdorff95(a, a, (2.5, 1, 1)) == 0
-    assert np.isnan(metrics.hausdorff95(a, np.zeros_like(a), (1, 1, 1)))
+    assert metrics.surface_distances(a, b, (2.5, 1, 1)).hausdorff95_mm == pytest.approx(7.5)
+    assert metrics.surface_distances(a, a, (2.5, 1, 1)) == (0, 0)
+    assert np.isnan(metrics.surface_distances(a, np.zeros_like(a), (1, 1, 1))).all()
+
+
+def test_the_larger_of_both_directions_counts() -> None:
+    """A slab, and the same with a rod on it: nothing of the slab is far from the other, the rod is."""
+    slab = box((0, 0, 2), (12, 12, 1))
+    rod = slab.copy()
+    rod[3:6, 3:6, 2:12] = 1
+    # 144 surface voxels of the slab, then 8 at each of 1 to 8 mm and 9 at the tip.
+    expected = np.percentile(np.repeat(np.arange(10.0), [144, *[8] * 8, 9]), 95)
+    for pair in ((slab, rod), (rod, slab)):
+        assert metrics.surface_distances(*pair, (1, 1, 1)).hausdorff95_mm == expected > 5
+
+
+def test_the_mean_surface_distance_weighs_voxels_by_their_area() -> None:
+    """A plate of 40 x 40 x 40 mm in voxels of 1 x 1 x 5 mm, moved by 10 mm along z: per direction the
+    end face (1600 mm^2) is 10 mm off, the strip at it (160 x 10 mm^2) 5 mm on average, the inner end
+    face min(10, distance to the sides). Unweighted surface voxels would count the ends five times."""
+    a, b = np.zeros((44, 44, 14), np.uint8), np.zeros((44, 44, 14), np.uint8)
+    a[2:42, 2:42, 2:10], b[2:42, 2:42, 4:12] = 1, 1
+    x = np.minimum(np.arange(0.25, 40, 0.5), 40 - np.arange(0.25, 40, 0.5))
+    inner = np.minimum(np.minimum.outer(x, x), 10).mean()
+    expected = (1600 * 10 + 1600 * 5 + 1600 * inner) / (2 * 1600 + 160 * 40)
+    found = metrics.surface_distances(a, b, (1, 1, 5)).mean_mm
+    # The strip's two voxels are at 10 and 5 mm, not at 5 on average: 2.5 mm of 1600 mm^2.
+    assert found == pytest.approx(expected + 2.5 * 1600 / 9600, rel=0.04)
 
 
 def test_determinant_of_a_linear_field_is_exact_to_the_border() -> None:

@@ -6,6 +6,7 @@ import csv
 import json
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 from experiments import calibration
+from tests.evaluation.test_cohort import SPACING, case, cohort
 
 LANDMARKS, SAMPLES = 4000, 200
 
@@ -59,33 +61,62 @@ def test_missing_landmarks_are_left_out() -> None:
     assert calibration.summary(rows)["rank_correlation"] is None  # All errors are 0.
 
 
+SHAPE, MEAN, SD = (16, 16, 16), np.array([1.0, -2.0, 0.5], np.float32), 0.01
+
+
+def constant(fixed: np.ndarray, _: np.ndarray) -> SimpleNamespace:
+    """A network whose velocity is one number everywhere, with noise of SD coarse voxels."""
+    coarse = tuple(n // 2 for n in fixed.shape)
+    return SimpleNamespace(
+        velocity_mean=jnp.broadcast_to(jnp.asarray(MEAN) / 2, (*coarse, 3)),
+        velocity_log_variance=jnp.full((*coarse, 3), 2 * np.log(SD)),
+        displacement=jnp.broadcast_to(jnp.asarray(MEAN), (*fixed.shape, 3)),
+    )
+
+
+constant.config = SimpleNamespace(objective=SimpleNamespace(integration_steps=7))  # type: ignore[attr-defined]
+network: Any = constant
+
+
 def test_positions_spread_as_a_constant_velocity_does() -> None:
     """A velocity that is one number everywhere moves by itself: mean and sd are known.
 
-    (Its log-variance is -50 but in one constant: the noise is drawn by voxel, so the spread of a
-    sum over few voxels is checked, at a voxel of the field, where nothing is interpolated.)
+    (The noise is drawn by voxel, so the spread of a sum over few voxels is checked, at a voxel of the
+    field, where nothing is interpolated.)
     """
-    shape, mean, sd = (16, 16, 16), np.array([1.0, -2.0, 0.5], np.float32), 0.01
-
-    def register(*_: np.ndarray) -> SimpleNamespace:
-        velocity = jnp.broadcast_to(jnp.asarray(mean) / 2, (8, 8, 8, 3))  # voxels of the coarse grid
-        u = jnp.broadcast_to(jnp.asarray(mean), (*shape, 3))
-        return SimpleNamespace(
-            velocity_mean=velocity,
-            velocity_log_variance=jnp.full((8, 8, 8, 3), 2 * np.log(sd)),
-            displacement=u,
-        )
-
-    register.config = SimpleNamespace(objective=SimpleNamespace(integration_steps=7))  # type: ignore[attr-defined]
     points = np.array([[8.0, 8, 6], [6, 4, 8]])
-    image = np.zeros(shape, np.float32)
-    found, drawn = calibration.sampled_positions(register, image, image, points, jax.random.key(0), 300)  # type: ignore[arg-type]
-    np.testing.assert_allclose(found, points + mean, atol=1e-5)
-    np.testing.assert_allclose(drawn.mean(0), points + mean, atol=4 * 2 * sd / np.sqrt(300))
+    image = np.zeros(SHAPE, np.float32)
+    found, drawn = calibration.sampled_positions(network, image, image, points, jax.random.key(0), 300)
+    np.testing.assert_allclose(found, points + MEAN, atol=1e-5)
+    np.testing.assert_allclose(drawn.mean(0), points + MEAN, atol=4 * 2 * SD / np.sqrt(300))
     # Along its way of at most one coarse voxel a point meets an average of independent noise: less
     # than one voxel's (2 sd in fine voxels), more than a quarter of it.
     spread = drawn.std(0)
-    assert (spread < 2 * sd * 1.2).all() and (spread > 0.25 * 2 * sd).all()
+    assert (spread < 2 * SD * 1.2).all() and (spread > 0.25 * 2 * SD).all()
+
+
+def test_error_and_spread_are_in_millimetres_of_the_moving_scan() -> None:
+    """A moving subject twice as large: both numbers double, how far one explains the other does not."""
+    rows = {}
+    for scale in (1.0, 2.0):
+        own = np.diag([*(scale * np.array(SPACING)), 1.0])
+        cases = case("a", [0, 0, 0]), case("b", [2, 0, -1], scan_from_grid=own)
+        rows[scale] = calibration.evaluate(network, cohort(*cases), [("a", "b")], samples=8, seed=0)
+    expected = np.linalg.norm((np.array([2, 0, -1]) - MEAN) * SPACING) / np.sqrt(3)
+    for one, two in zip(rows[1.0], rows[2.0], strict=True):
+        assert one.error_mm == pytest.approx(expected, rel=1e-4)
+        assert two[3:] == pytest.approx((2 * one.error_mm, 2 * one.predicted_sd_mm, one.squared_distance))
+
+
+def test_a_second_pair_compiles_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    both = cohort(case("a", [0, 0, 0]), case("b", [2, 0, -1]))
+    compiled = []
+    for pair in (("a", "b"), ("b", "a")):
+        caplog.clear()
+        with jax.log_compiles():
+            calibration.evaluate(network, both, [pair], samples=8, seed=0)
+        compiled.append([r for r in caplog.records if "Compiling jit(_carried)" in r.getMessage()])
+    assert not compiled[1]
 
 
 def test_the_files_hold_every_landmark(tmp_path: Path) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from scipy import ndimage
 
 import experiments.train
 from experiments import ablations, compare, lung
@@ -21,6 +23,7 @@ from experiments.run.data import load_cohort
 from lmreg_jax.cohort.cohort import Cohort, held_out_pairs
 from lmreg_jax.errors import InputError
 from lmreg_jax.evaluation import baselines
+from lmreg_jax.evaluation import cohort as evaluation
 from lmreg_jax.evaluation.baselines import Answer, AntsSettings, ElastixSettings
 from lmreg_jax.evaluation.metrics import Summary
 from lmreg_jax.imaging.volume import apply_affine
@@ -169,20 +172,23 @@ def test_refinement_lowers_its_own_image_term(
     fixed, moving = (cohort.case(name) for name in held_out_pairs(cohort, "test")[0])
     plain = methods.learned("ours", register, tmp_path).answer(fixed, moving)
     better = methods.refined("refined", register, chosen, tmp_path).answer(fixed, moving)
+    pair = methods.pair_of(fixed, moving)
     index = np.moveaxis(np.indices(cohort.shape), 0, -1)
 
     def difference(u: Any) -> float:
-        from scipy import ndimage
-
-        warped = ndimage.map_coordinates(moving.image, np.moveaxis(index + u, -1, 0), order=1, mode="nearest")
+        """Where both scans have data; elsewhere the images count as equal."""
+        at = np.moveaxis(index + u, -1, 0)
+        warped = ndimage.map_coordinates(pair.moving, at, order=1, mode="nearest")
+        known = pair.fixed_inside & ndimage.map_coordinates(pair.moving_inside, at, order=0, mode="nearest")
+        f = np.where(known, pair.fixed, warped)
         if image == "ssd":
-            return float(np.mean((warped - fixed.image) ** 2))
+            return float(np.mean((warped - f) ** 2))
         count = ndimage.uniform_filter(np.ones(cohort.shape), 5, mode="constant")
 
         def mean(values: Any) -> Any:
             return ndimage.uniform_filter(values.astype(np.float64), 5, mode="constant") / count
 
-        f, w = fixed.image - mean(fixed.image).mean(), warped - mean(warped).mean()
+        f, w = f - mean(f).mean(), warped - mean(warped).mean()
         variances = (mean(f * f) - mean(f) ** 2) * (mean(w * w) - mean(w) ** 2)
         return 1 - float(np.mean((mean(f * w) - mean(f) * mean(w)) ** 2 / (variances + 1e-8)))
 
@@ -197,6 +203,38 @@ def test_other_weights_are_another_answer(cohort: Cohort, register: Any, tmp_pat
     for r in (register, register, other):
         methods.learned("ours", r, tmp_path).answer(fixed, moving)
     assert len(list((tmp_path / "ours").iterdir())) == 2
+
+
+def test_all_methods_see_the_images_that_training_and_evaluation_see(
+    cohort: Cohort, register: Any, stand_ins: list[str], tmp_path: Path
+) -> None:
+    """A scan that ends within the grid: what is missing is shown as in the other one, in every method."""
+    import jax
+
+    fixed, moving = (cohort.case(name) for name in held_out_pairs(cohort, "test")[0])
+    inside = np.broadcast_to(np.arange(cohort.shape[2]) >= 4, cohort.shape)
+    moving = replace(moving, image=np.where(inside, moving.image, 0), inside=inside)
+    register = register._replace(params=jax.tree.map(lambda a: a + 0.1, register.params))
+    expected = evaluation.displacement_of(register, fixed, moving)
+    assert np.abs(expected - np.asarray(register(fixed.image, moving.image).displacement)).max() > 1e-3
+    unrefined = settings.RefinementSettings(steps=0)
+    for method in (
+        methods.learned("ours", register, tmp_path),
+        methods.refined("refined", register, unrefined, tmp_path),
+    ):
+        np.testing.assert_allclose(method.answer(fixed, moving).displacement, expected, atol=1e-5)
+    seen: list[Any] = []
+
+    def call(_: Any, *given: Any) -> Answer:
+        seen.extend(given[:2])
+        return Answer(expected, 1.0, 1.0)
+
+    methods.classical("elastix", ElastixSettings(), cohort, tmp_path, call).answer(fixed, moving)
+    pair = methods.pair_of(fixed, moving)
+    for image, shown in zip(seen, pair[:2], strict=True):
+        np.testing.assert_array_equal(image, shown)
+    np.testing.assert_array_equal(pair.moving_inside, inside)
+    np.testing.assert_array_equal(pair.moving[~inside], fixed.image[~inside])
 
 
 def test_voxelmorph_is_the_same_training_without_the_landmark_term(

@@ -32,12 +32,6 @@ def test_holm_on_a_family_worked_by_hand() -> None:
     assert stats.holm([]).size == 0
 
 
-def test_holm_is_that_of_statsmodels() -> None:
-    multitest = pytest.importorskip("statsmodels.stats.multitest")
-    p = np.random.default_rng(0).random(30) ** 3
-    np.testing.assert_allclose(stats.holm(p), multitest.multipletests(p, method="holm")[1], atol=1e-12)
-
-
 def test_signed_rank_in_closed_form() -> None:
     """All ten differences of one sign: 2 of the 2^10 sign patterns are as extreme."""
     assert stats.signed_rank(-np.arange(1.0, 11.0)) == pytest.approx(2 / 2**10)
@@ -167,7 +161,7 @@ def test_the_other_process_ends_when_this_one_is_killed(tmp_path: Path) -> None:
     """Killed outright, the parent cannot tidy up; the other ends by itself within seconds."""
     program = tmp_path / "program.py"
     program.write_text(
-        "import os, signal\nfrom experiments.comparison_store import separate_process\n"
+        "import os, signal\nfrom experiments.comparison.store import separate_process\n"
         "if __name__ == '__main__':\n    with separate_process() as call:\n"
         "        print(call(os.getpid), flush=True)\n        os.kill(os.getpid(), signal.SIGKILL)\n",
         encoding="utf-8",

@@ -68,7 +68,7 @@ def test_the_evaluation_shows_the_same(cohort: Cohort) -> None:
 
     def register(fixed: np.ndarray, moving: np.ndarray) -> evaluation.Registration:
         seen.append((fixed, moving))
-        return evaluation.identity_register(fixed, moving)
+        return evaluation.Registration(moving, np.zeros((*SHAPE, 3), np.float32))
 
     evaluation.evaluate_pairs(register, cohort, [("cut", "whole")], progress=False)
     for fixed, moving in seen:

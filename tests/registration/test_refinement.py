@@ -14,6 +14,7 @@ from lmreg_jax.core.objective import Objective, displacement_of, image_scale
 from lmreg_jax.core.objective import terms as training_terms
 from lmreg_jax.core.posterior import Posterior
 from lmreg_jax.registration import refinement
+from lmreg_jax.registration.grid import Pair
 
 SHAPE = (24, 20, 28)
 OBJECTIVE = Objective(precision=1.0, image_sigma=0.05, integration_steps=5)
@@ -34,18 +35,27 @@ def bump(size: float) -> jax.Array:
     return jnp.stack([size * jnp.exp(-squared / 2), 0 * squared, 0 * squared], axis=-1)
 
 
-def moved_pair(size: float) -> tuple[refinement.Pair, jax.Array]:
+def moved_pair(size: float) -> tuple[Pair, jax.Array]:
     """fixed(x) = moving(x + u(x)) for the displacement u of `bump(size)`."""
     moving = blobs()
     u = displacement_of(bump(size), SHAPE, stride=2, steps=5)
     inside = jnp.ones(SHAPE, bool)
-    return refinement.Pair(fields.warp(moving, u), moving, inside, inside), u
+    return Pair(fields.warp(moving, u), moving, inside, inside), u
+
+
+def terms(
+    objective: Objective, velocity: jax.Array, pair: Pair, centre: jax.Array | float = 0.0
+) -> dict[str, jax.Array]:
+    """{"image", "prior", "total"} that a refinement minimises."""
+    u = displacement_of(velocity, SHAPE, stride=2, steps=objective.integration_steps)
+    image = refinement._image(objective, 2, u, pair)
+    return refinement._with_total(image, refinement._prior(objective, velocity - centre))
 
 
 def test_terms_are_those_of_training() -> None:
     pair, _ = moved_pair(1.0)
     velocity = bump(0.4)
-    found = refinement.terms(OBJECTIVE, velocity, pair)
+    found = terms(OBJECTIVE, velocity, pair)
     u = displacement_of(velocity, SHAPE, stride=2, steps=5)
     none = jnp.zeros((1, 3))
     trained = training_terms(
@@ -72,7 +82,7 @@ def test_contrast_medium_moves_nothing_by_local_correlation() -> None:
     image = blobs()
     factor = jnp.linspace(1, 0.5, SHAPE[0])[:, None, None]
     inside = jnp.ones(SHAPE, bool)
-    pair = refinement.Pair(image, image * factor, inside, inside)
+    pair = Pair(image, image * factor, inside, inside)
     still = jnp.zeros_like(bump(0.0))
     moved = {}
     for image_term, sigma in (("ssd", 0.05), ("lncc5", 0.1)):
@@ -110,7 +120,7 @@ def test_known_motion_is_found() -> None:
 def test_nothing_to_gain_keeps_the_start() -> None:
     image = blobs()
     inside = jnp.ones(SHAPE, bool)
-    pair = refinement.Pair(image, image, inside, inside)
+    pair = Pair(image, image, inside, inside)
     outcome = refinement.refine(pair, bump(0.0), objective=OBJECTIVE, steps=3)
     assert outcome.step == 0
     assert float(jnp.abs(outcome.velocity).max()) == 0
@@ -121,7 +131,7 @@ def test_nothing_to_gain_keeps_the_start() -> None:
 def test_a_prior_around_the_start_asks_for_no_change() -> None:
     flat = jnp.full(SHAPE, 0.5)
     inside = jnp.ones(SHAPE, bool)
-    pair, start = refinement.Pair(flat, flat, inside, inside), bump(0.8)
+    pair, start = Pair(flat, flat, inside, inside), bump(0.8)
     smoothed = refinement.refine(pair, start, objective=OBJECTIVE, steps=3)
     assert smoothed.after["prior"] < smoothed.before["prior"]  # around zero: less motion is better
     kept = refinement.refine(pair, start, objective=OBJECTIVE, steps=3, centre=start)
@@ -129,8 +139,8 @@ def test_a_prior_around_the_start_asks_for_no_change() -> None:
     assert kept.before["total"] == 0
     np.testing.assert_array_equal(kept.velocity, start)
     # Away from the centre it is the prior of the difference.
-    around = refinement.terms(OBJECTIVE, bump(1.1), pair, centre=start)["prior"]
-    difference = refinement.terms(OBJECTIVE, bump(1.1) - start, pair)["prior"]
+    around = terms(OBJECTIVE, bump(1.1), pair, centre=start)["prior"]
+    difference = terms(OBJECTIVE, bump(1.1) - start, pair)["prior"]
     assert float(around) == float(difference) > 0
     seen = refinement.compared(OBJECTIVE, pair, bump(1.1), kept, [], centre=start)
     assert seen.before["prior"] == pytest.approx(float(around), rel=1e-5)
@@ -145,14 +155,12 @@ def test_what_a_scan_does_not_show_has_no_value_and_no_slope() -> None:
     here = pair._replace(moving_inside=known)
     there = here._replace(moving=jnp.where(known, pair.moving, 0.0))
     velocity = jnp.zeros_like(bump(0.0))
-    one, other = (
-        jax.grad(lambda v, p=p: refinement.terms(OBJECTIVE, v, p)["image"])(velocity) for p in (here, there)
-    )
+    one, other = (jax.grad(lambda v, p=p: terms(OBJECTIVE, v, p)["image"])(velocity) for p in (here, there))
     # A voxel at the seam has its forward neighbour above it, so even there no unknown voxel is read.
     np.testing.assert_array_equal(one, other)
     assert float(jnp.abs(one[:, :, :5]).max()) == 0  # field voxels whose reach ends below the seam
     assert float(jnp.abs(one[:, :, 7:]).max()) > 0
-    half = refinement.terms(OBJECTIVE, velocity, here)["image"]
+    half = terms(OBJECTIVE, velocity, here)["image"]
     scale = image_scale(OBJECTIVE, 2)
     expected = scale * jnp.mean(jnp.where(known, pair.fixed - pair.moving, 0) ** 2)
     assert float(half) == pytest.approx(float(expected), rel=1e-5)
@@ -163,7 +171,7 @@ def test_what_a_scan_does_not_show_has_no_slope_by_a_neighbours_window_either() 
     pair, _ = moved_pair(1.0)
     known = jnp.broadcast_to(jnp.arange(SHAPE[2]) >= 12, SHAPE)
     objective = OBJECTIVE._replace(image="lncc5")
-    slope = jax.grad(lambda v: refinement.terms(objective, v, pair._replace(moving_inside=known))["image"])(
+    slope = jax.grad(lambda v: terms(objective, v, pair._replace(moving_inside=known))["image"])(
         jnp.zeros_like(bump(0.0))
     )
     assert float(jnp.abs(slope[:, :, :6]).max()) == 0  # field voxel 5 reaches to image voxel 11
@@ -185,7 +193,7 @@ def test_a_better_fit_that_folds_is_refused() -> None:
     fixed, moving = jax.random.uniform(jax.random.key(3), (2, *SHAPE))
     inside = jnp.ones(SHAPE, bool)
     loose = OBJECTIVE._replace(precision=1e-4)
-    pair = refinement.Pair(fixed, moving, inside, inside)
+    pair = Pair(fixed, moving, inside, inside)
     outcome = refinement.refine(pair, bump(0.0), objective=loose, steps=15, learning_rate=6.0)
     assert min(outcome.history) < outcome.after["total"] < outcome.before["total"]
     assert outcome.smallest_jacobian[1] >= refinement.LEAST_JACOBIAN
@@ -230,7 +238,7 @@ def test_laplace_variance_minimises_the_expected_objective() -> None:
         moving = jnp.asarray(np.asarray(blobs()), jnp.float64)
         inside = jnp.ones(SHAPE, bool)
         # At v = 0 with no residual the Gauss-Newton second derivative is exact.
-        pair = refinement.Pair(moving, moving, inside, inside)
+        pair = Pair(moving, moving, inside, inside)
         velocity = jnp.zeros((12, 10, 14, 3), jnp.float64)
         log_variance = refinement.laplace_log_variance(pair, velocity, OBJECTIVE)
         voxels = velocity.size // 3
@@ -238,7 +246,7 @@ def test_laplace_variance_minimises_the_expected_objective() -> None:
 
         @jax.jit
         def image(v: jax.Array) -> jax.Array:
-            return refinement.terms(OBJECTIVE, v, pair)["image"]
+            return terms(OBJECTIVE, v, pair)["image"]
 
         step = 0.02
         for index in [(5, 5, 7, 0), (3, 6, 9, 1), (8, 4, 4, 2)]:
@@ -252,7 +260,7 @@ def test_laplace_variance_minimises_the_expected_objective() -> None:
 def test_a_flat_image_leaves_the_variance_of_the_prior() -> None:
     flat = jnp.full(SHAPE, 0.5)
     inside = jnp.ones(SHAPE, bool)
-    pair = refinement.Pair(flat, flat, inside, inside)
+    pair = Pair(flat, flat, inside, inside)
     found = refinement.laplace_log_variance(pair, bump(0.0), OBJECTIVE)
     assert float(jnp.exp(found[5, 5, 5, 0])) == pytest.approx(1 / 6, rel=1e-5)
     assert float(jnp.exp(found[0, 0, 0, 0])) == pytest.approx(1 / 3, rel=1e-5)

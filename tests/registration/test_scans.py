@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from scipy import ndimage
@@ -18,8 +19,7 @@ from lmreg_jax.imaging.transforms import jacobian, transform_points
 from lmreg_jax.imaging.volume import Volume, apply_affine, bounding_box_mm
 from lmreg_jax.io.nifti import write_volume
 from lmreg_jax.io.scan import make_scan
-from lmreg_jax.registration import measures, refinement
-from lmreg_jax.registration import velocity as pair
+from lmreg_jax.registration import grid, measures, refinement, velocity
 from lmreg_jax.registration.scans import register_sides
 from tests.shared_data import shared
 from tests.tiny_cohort import GRID, LANDMARKS, SHAPE, random_pull, subject
@@ -38,12 +38,12 @@ def test_model_frame_puts_the_lungs_where_the_model_knows_them() -> None:
     _, lungs, _ = subject(random_pull(1))
     moments = alignment.mask_moments(lungs)
     reference = ReferenceLungs(np.array([150.0, 100.0, 200.0]), np.array([70.0, 40.0, 80.0]))
-    frame = pair.model_frame(lungs, lungs, np.eye(4), (48, 32, 64), (7.0, 7.0, 7.0), reference)
+    frame = grid.model_frame(lungs, lungs, np.eye(4), (48, 32, 64), (7.0, 7.0, 7.0), reference)
     scale = frame.spacing / 7.0
     in_grid_mm = (moments.mean - frame.affine[:3, 3]) / scale
     np.testing.assert_allclose(in_grid_mm, reference.mean_mm)
     np.testing.assert_allclose(np.sqrt(moments.covariance.diagonal()) / scale, reference.sd_mm)
-    plain = pair.model_frame(lungs, lungs, np.eye(4), (48, 32, 64), (7.0, 7.0, 7.0), None)
+    plain = grid.model_frame(lungs, lungs, np.eye(4), (48, 32, 64), (7.0, 7.0, 7.0), None)
     np.testing.assert_allclose(plain.spacing, 7.0)
     low, high = bounding_box_mm(lungs)
     middle = plain.affine[:3, 3] + plain.spacing * (np.array(plain.shape) - 1) / 2
@@ -51,12 +51,12 @@ def test_model_frame_puts_the_lungs_where_the_model_knows_them() -> None:
 
 
 def test_finer_and_coarser_frames_share_voxel_0() -> None:
-    frame = pair.Frame((10, 12, 14), np.diag([7.0, 8.0, 3.0, 1.0]))
-    fine = pair.finer(frame, 4.0)
+    frame = grid.Frame((10, 12, 14), np.diag([7.0, 8.0, 3.0, 1.0]))
+    fine = grid.finer(frame, 4.0)
     assert fine.shape == (20, 24, 14)
     np.testing.assert_allclose(fine.spacing, [3.5, 4.0, 3.0])
-    assert pair.coarser(fine).shape == (10, 12, 7)
-    np.testing.assert_allclose(pair.coarser(fine).spacing, [7.0, 8.0, 6.0])
+    assert grid.coarser(fine).shape == (10, 12, 7)
+    np.testing.assert_allclose(grid.coarser(fine).spacing, [7.0, 8.0, 6.0])
 
 
 def test_a_linear_velocity_is_integrated_exactly_in_mm() -> None:
@@ -67,9 +67,9 @@ def test_a_linear_velocity_is_integrated_exactly_in_mm() -> None:
     centre = affine[:3, 3] + edges * (np.array(shape) - 1) / 2
     b = np.array([[0.05, 0.03, 0.0], [-0.02, -0.04, 0.01], [0.0, 0.02, 0.03]])
     mm = apply_affine(affine, np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), -1))
-    field = pair.Field(((mm - centre) @ b.T).astype(np.float32), affine)
+    field = velocity.Field(((mm - centre) @ b.T).astype(np.float32), affine)
     pull = random_pull(3)
-    forward, inverse = pair.transforms_of(field, pull)
+    forward, inverse = velocity.transforms_of(field, pull)
     points = centre + np.random.default_rng(0).uniform(-30, 30, (50, 3))
     values, vectors = np.linalg.eig(b)
     flow = np.real(vectors @ np.diag(np.exp(values)) @ np.linalg.inv(vectors))
@@ -84,7 +84,7 @@ def test_transforms_end_softly_and_do_not_fold() -> None:
     rough = rng.normal(0, 14, (12, 10, 14, 3)).astype(np.float32)
     smooth = np.asarray(refinement.smooth(rough, 4))  # some 6 mm of motion, up to the grid's border
     affine = np.diag([8.0, 8.0, 8.0, 1.0])
-    forward, inverse = pair.transforms_of(pair.Field(smooth, affine), np.eye(4))
+    forward, inverse = velocity.transforms_of(velocity.Field(smooth, affine), np.eye(4))
     for transform in (forward, inverse):
         for axis in range(3):
             for end in (0, -1):
@@ -99,29 +99,46 @@ def test_transforms_end_softly_and_do_not_fold() -> None:
 @pytest.mark.parametrize(("sd_mm", "edges_mm"), [(2.0, 4.0), (40.0, 8 / 3)])
 def test_a_rough_velocity_gets_a_finer_grid_so_that_the_inverse_holds(sd_mm: float, edges_mm: float) -> None:
     rng = np.random.default_rng(2)
-    velocity = np.asarray(refinement.smooth(rng.normal(0, sd_mm, (14, 14, 14, 3)).astype(np.float32), 4))
-    field = pair.Field(velocity, np.diag([8.0, 8.0, 8.0, 1.0]))
+    rough = np.asarray(refinement.smooth(rng.normal(0, sd_mm, (14, 14, 14, 3)).astype(np.float32), 4))
+    field = velocity.Field(rough, np.diag([8.0, 8.0, 8.0, 1.0]))
     points = rng.uniform(16, 88, (2000, 3))
-    forward, inverse = pair.transforms_of(field, np.eye(4), points)
+    forward, inverse = velocity.transforms_of(field, np.eye(4), points)
     np.testing.assert_allclose(forward.grid.diagonal()[:3], edges_mm)
     gap = np.linalg.norm(transform_points(inverse, transform_points(forward, points)) - points, axis=1)
     assert np.percentile(gap, 95) < 0.2
 
 
-def test_uncertainty_of_a_constant_variance() -> None:
-    shape = (12, 12, 12)
-    field = pair.Field(
-        np.zeros((*shape, 3), np.float32),
-        np.diag([2.0, 4.0, 6.0, 1.0]),
-        np.full((*shape, 3), np.log(1e-4), np.float32),
-    )
-    found = pair.uncertainty(field, samples=64)
+def spread(spacing_mm: tuple[float, float, float], size: int = 12) -> velocity.Field:
+    """No motion, and an sd of 0.01 voxel: so small that exp(v) = v."""
+    shape = (size, size, size, 3)
+    affine = np.diag([*spacing_mm, 1.0])
+    return velocity.Field(np.zeros(shape, np.float32), affine, np.full(shape, np.log(1e-4), np.float32))
+
+
+@pytest.mark.parametrize("scale", [(1.0, 1.0, 1.0), (2.0, 2.0, 2.0), (2.0, 0.5, 1.0)])
+def test_uncertainty_is_in_millimetres_of_the_moving_scan(scale: tuple[float, float, float]) -> None:
+    """0.01 voxel of 2, 4, 6 mm, times the affine's scale along each axis: the root of their squares."""
+    field, pull = spread((2.0, 4.0, 6.0)), random_pull(0)
+    turned = np.array([[0.0, 0, 1], [1, 0, 0], [0, 1, 0]])  # axes of the moving scan in another order
+    pull[:3, :3] = turned @ np.diag(scale)
+    found = velocity.uncertainty(field, pull, samples=64)
     assert found is not None
-    # sd 0.01 voxel: so small that exp(v) = v; in mm 0.02, 0.04, 0.06, together their root of squares.
-    expected = 0.01 * np.sqrt(2.0**2 + 4.0**2 + 6.0**2)
+    expected = 0.01 * np.linalg.norm(np.array([2.0, 4.0, 6.0]) * scale)
     # A standard deviation from 64 draws of three components is off by 6 %, their mean by far less.
     assert found.data.mean() == pytest.approx(expected, rel=0.02)
-    assert pair.uncertainty(field._replace(log_variance=None)) is None
+    assert velocity.uncertainty(field._replace(log_variance=None), pull) is None
+
+
+def test_a_second_pair_compiles_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    compiled = []
+    for number in range(2):
+        caplog.clear()
+        field, pull = spread((8.0, 8.0, 8.0), size=6), random_pull(number)
+        with jax.log_compiles():
+            velocity.transforms_of(field._replace(velocity=field.velocity + number), pull)
+            velocity.uncertainty(field, pull, samples=2)
+        compiled.append(sum("Compiling" in record.getMessage() for record in caplog.records))
+    assert compiled[0] > 0 and compiled[1] == 0
 
 
 CORNERS = np.array([[x, y, z] for x in (-120.0, 120.0) for y in (-90.0, 90.0) for z in (-60.0, 90.0)])
@@ -230,14 +247,14 @@ def test_a_cut_off_base_does_not_pull_the_lung() -> None:
     ct, lungs = (cut(v, 12) for v in (whole.scan.volume, whole.lungs))
     missing = side(ct, lungs)
     for fixed, moving in ((whole, missing), (missing, whole)):
-        frame = pair.free_frame(fixed.lungs, moving.lungs, np.eye(4), 8.0)
+        frame = grid.free_frame(fixed.lungs, moving.lungs, np.eye(4), 8.0)
         windowed = [
             Volume(intensity.window(s.scan.volume.data, (-1000, 400)), s.scan.volume.affine)
             for s in (fixed, moving)
         ]
-        images = pair.on_frame(windowed[0], windowed[1], np.eye(4), frame)
+        images = grid.on_frame(windowed[0], windowed[1], np.eye(4), frame)
         outcome = refinement.refine(
-            images, pair.no_motion(frame).velocity, objective=refinement.Objective(precision=1.0), steps=5
+            images, velocity.no_motion(frame).velocity, objective=refinement.Objective(precision=1.0), steps=5
         )
         # Resampled grids differ by rounding only: a thousandth of what a wall of air would pull.
         assert outcome.before["image"] < 0.05
@@ -247,18 +264,18 @@ def test_a_cut_off_base_does_not_pull_the_lung() -> None:
 def test_refinement_around_the_start_keeps_what_no_image_speaks_of() -> None:
     shape = (16, 16, 16)
     flat, everywhere = np.full(shape, 0.5, np.float32), np.ones(shape, bool)
-    frame = pair.Frame(shape, np.diag([8.0, 8.0, 8.0, 1.0]))
-    nothing = pair.no_motion(frame)
+    frame = grid.Frame(shape, np.diag([8.0, 8.0, 8.0, 1.0]))
+    nothing = velocity.no_motion(frame)
     bump = np.random.default_rng(0).normal(0, 120, nothing.velocity.shape).astype(np.float32)
     start = nothing._replace(velocity=ndimage.gaussian_filter(bump, (1.5, 1.5, 1.5, 0)))
 
-    def refined(around_start: bool) -> tuple[pair.Field, refinement.Outcome]:
-        def images(frame: pair.Frame) -> refinement.Pair:
+    def refined(around_start: bool) -> tuple[velocity.Field, refinement.Outcome]:
+        def images(frame: grid.Frame) -> grid.Pair:
             coarser = tuple(slice(n) for n in frame.shape)
-            return refinement.Pair(flat[coarser], flat[coarser], everywhere[coarser], everywhere[coarser])
+            return grid.Pair(flat[coarser], flat[coarser], everywhere[coarser], everywhere[coarser])
 
         objective = refinement.Objective(precision=10.0)
-        return pair.refined(images, frame, start, objective, 4, around_start=around_start)
+        return refinement.refined(images, frame, start, objective, 4, around_start=around_start)
 
     kept, outcome = refined(True)
     np.testing.assert_allclose(kept.velocity, start.velocity, atol=1e-5)
@@ -272,7 +289,7 @@ def test_dice_counts_only_what_both_scans_show() -> None:
     whole = sides(np.eye(4))[0]
     ct, lungs = (cut(v, 12) for v in (whole.scan.volume, whole.lungs))
     missing = side(ct, lungs)
-    identity = pair.affine_transforms(np.eye(4))[0]
+    identity = velocity.affine_transforms(np.eye(4))[0]
     assert measures.dice(whole, missing, {"now": identity})["both"]["now"] == pytest.approx(1.0)
 
 

@@ -14,7 +14,7 @@ from lmreg_jax.affine.pairwise import Affine
 from lmreg_jax.anatomy.chest import Side
 from lmreg_jax.imaging.volume import Volume
 from lmreg_jax.io.scan import make_scan
-from lmreg_jax.registration import velocity
+from lmreg_jax.registration import grid, velocity
 from lmreg_jax.registration.scans import Registered
 from lmreg_jax.report import overview
 from lmreg_jax.report import page as report_page
@@ -43,7 +43,7 @@ def registered(pull: np.ndarray) -> tuple[Side, Side, Registered]:
         ct, lungs, _ = subject(matrix)
         both.append(Side(make_scan("x", ct.data, ct.affine, ct.data.dtype), lungs, "given", (1.0, 1.0), ()))
     forward, inverse = velocity.affine_transforms(pull)
-    frame = velocity.free_frame(both[0].lungs, both[1].lungs, pull, 16.0)
+    frame = grid.free_frame(both[0].lungs, both[1].lungs, pull, 16.0)
     affine = Affine(pull, "moments", ())
     found = Registered(forward, inverse, affine, None, None, None, frame, "affine", ())
     return both[0], both[1], found

@@ -1,0 +1,121 @@
+"""The common grid of a pair, in fixed RAS mm, and both scans on it.
+
+It lies along the fixed scan's RAS axes: only its spacing differs from the model's, so that the fixed
+lungs get the place and size that the network knows from its training.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import NDArray
+
+from lmreg_jax.affine import moments as alignment
+from lmreg_jax.affine.reference import ReferenceLungs
+from lmreg_jax.anatomy.lungs import cut_off
+from lmreg_jax.imaging import intensity
+from lmreg_jax.imaging.resampling import downsample, inside
+from lmreg_jax.imaging.volume import Volume, bounding_box_mm, centred_grid, lung_centred_grid
+
+Array = NDArray[Any]
+
+REFINE_MM = 4.0  # grid of the refinement, unless the model's is finer
+FREE_MARGIN_MM = 40.0  # around the lungs, where no model sets the grid: chest wall and diaphragm
+SIZES = 16  # such grids have multiples of this many voxels along each axis
+SCALE_LIMITS = (0.6, 1.6)  # of the grid's spacing over the model's; adults differ less
+
+
+class Frame(NamedTuple):
+    """A grid in fixed space: shape, and affine [4, 4] voxel -> fixed RAS mm (diagonal, RAS+)."""
+
+    shape: tuple[int, int, int]
+    affine: Array
+
+    @property
+    def spacing(self) -> Array:
+        return np.asarray(self.affine.diagonal()[:3])
+
+
+class Pair(NamedTuple):
+    """Images `[X, Y, Z]` in [0, 1] on one grid, and where each scan has data (bool `[X, Y, Z]`)."""
+
+    fixed: jax.Array
+    moving: jax.Array
+    fixed_inside: jax.Array
+    moving_inside: jax.Array
+
+
+def model_frame(
+    fixed_lungs: Volume,
+    moving_lungs: Volume,
+    pull: Array,
+    shape: tuple[int, int, int],
+    spacing_mm: tuple[float, float, float],
+    reference: ReferenceLungs | None,
+    scans: tuple[Volume, Volume] | None = None,
+) -> Frame:
+    """The model's grid, placed in fixed RAS mm so that the lungs lie as they lay in its training.
+
+    Mean and sd of the lungs along each axis are those of `reference` (grid mm); without it the grid
+    keeps its spacing and is centred on them. Where only the fixed scan cuts the lungs off, the moving
+    ones, aligned, stand for them. scans: both in HU, for the lungs' surface within a voxel.
+    """
+    fixed_scan, moving_scan = scans or (None, None)
+    lungs, scan, place = fixed_lungs, fixed_scan, np.eye(4)
+    if cut_off(fixed_lungs) and not cut_off(moving_lungs):
+        lungs, scan, place = moving_lungs, moving_scan, np.linalg.inv(pull)
+    if reference is None:
+        edges = np.asarray(spacing_mm, np.float64)
+        aligned = Volume(lungs.data, place @ lungs.affine)
+        return Frame(shape, lung_centred_grid(aligned, shape, edges))
+    moments = alignment.moved(alignment.mask_moments(lungs, scan), place)
+    scale = np.sqrt(moments.covariance.diagonal()) / reference.sd_mm
+    scale = np.clip(scale, *SCALE_LIMITS)
+    affine = np.diag([*(scale * spacing_mm), 1.0])
+    affine[:3, 3] = moments.mean - scale * reference.mean_mm
+    return Frame(shape, affine)
+
+
+def free_frame(
+    fixed_lungs: Volume, moving_lungs: Volume, pull: Array, spacing_mm: float = REFINE_MM
+) -> Frame:
+    """A grid for pairs without a model: the box of both lungs and FREE_MARGIN_MM around it."""
+    moved = Volume(moving_lungs.data, np.linalg.inv(pull) @ moving_lungs.affine)
+    boxes = [bounding_box_mm(lungs) for lungs in (fixed_lungs, moved)]
+    low = np.min([box[0] for box in boxes], axis=0) - FREE_MARGIN_MM
+    high = np.max([box[1] for box in boxes], axis=0) + FREE_MARGIN_MM
+    # Few different sizes: a compiled program is for one, and can be kept for the next pair.
+    x, y, z = (int(-(-n // SIZES) * SIZES) for n in (high - low) / spacing_mm + 1)
+    edges = np.full(3, spacing_mm)
+    return Frame((x, y, z), centred_grid((low + high) / 2, (x, y, z), edges))
+
+
+def finer(frame: Frame, spacing_mm: float) -> Frame:
+    """The same box with voxels of at most `spacing_mm`, voxel 0 on voxel 0, a whole number to one."""
+    factor = np.maximum(np.ceil(frame.spacing / spacing_mm - 1e-6), 1).astype(int)
+    x, y, z = (int(n) for n in np.array(frame.shape) * factor)
+    return Frame((x, y, z), frame.affine @ np.diag([*(1 / factor), 1.0]))
+
+
+def coarser(frame: Frame) -> Frame:
+    """About the same box with voxels twice as large, voxel 0 on voxel 0."""
+    x, y, z = (-(-n // 2) for n in frame.shape)
+    return Frame((x, y, z), frame.affine @ np.diag([2.0, 2.0, 2.0, 1.0]))
+
+
+def on_frame(fixed: Volume, moving: Volume, pull: Array, frame: Frame) -> Pair:
+    """Both windowed scans on one grid, each shown where the other has no data.
+
+    Comparing a scan's end with the other's lung would pull the lung onto it; see
+    `intensity.fill_missing`.
+    """
+    images, known = [], []
+    for volume, matrix in ((fixed, np.eye(4)), (moving, pull)):
+        images.append(downsample(volume, frame.shape, frame.affine, fill=0.0, pull=matrix))
+        known.append(inside(volume, frame.shape, frame.affine, pull=matrix))
+    images = list(intensity.fill_missing(images[0], images[1], known[0], known[1]))
+    f, m = (jnp.asarray(image, jnp.float32) for image in images)
+    return Pair(f, m, jnp.asarray(known[0]), jnp.asarray(known[1]))
