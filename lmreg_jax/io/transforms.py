@@ -7,35 +7,49 @@ displacement field (.nii.gz, .mha, .nrrd) holds T(x) - x at the voxels of one gr
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
-import subprocess
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
 from lmreg_jax.errors import InputError
 from lmreg_jax.imaging._slabs import slabs
 from lmreg_jax.imaging.transforms import Transform, affine_transform, displacement_component
+from lmreg_jax.imaging.volume import apply_affine
 from lmreg_jax.io import headers
-from lmreg_jax.io.nifti import DAMAGE, check_claim, whole
+from lmreg_jax.io.nifti import DAMAGE, open_nifti, placement, whole
 from lmreg_jax.io.nifti_stream import NIFTI, header_of, write_nifti
 from lmreg_jax.io.scan import ITK_IMAGES, LPS, itk_affine, itk_reason, simpleitk
 from lmreg_jax.io.tables import reason, replacing
 
+log = logging.getLogger(__name__)
+
 Array = NDArray[Any]
 
-ITK_TRANSFORMS = (".h5", ".hdf5", ".tfm", ".txt", ".mat", ".xfm")
+ITK_TRANSFORMS = (".h5", ".hdf5", ".tfm", ".txt", ".mat")
+FOREIGN = {".xfm": "MINC", ".lta": "FreeSurfer", ".m3z": "FreeSurfer", ".mgz": "FreeSurfer", ".x5": "X5"}
+CONVERT = "convert it to an ITK transform (.h5, .tfm), or a displacement field in LPS mm as ITK writes it"
 HDF5 = (".h5", ".hdf5")
 WRITTEN = (".h5", ".hdf5", ".tfm")
 FIELD_PRECISION = 8192  # of the composite's field: its derivatives count, too
 HDF5_CHUNK = 2**16  # numbers that are deflated together
 PRECISION = 1024  # dense fields are rounded to 1/1024 mm: the zeros compress, nobody misses the rest
 VECTOR, DISPLACEMENT = 1007, 1006  # NIfTI intents; ITK takes the first as LPS, the second as RAS
+OTHER_INTENTS = {  # of FSL
+    2006: "an FSL FNIRT displacement field, in FSL's own coordinates",
+    **dict.fromkeys((2007, 2008, 2009), "FSL FNIRT coefficients"),
+    **dict.fromkeys((2016, 2017, 2018), "an FSL topup field"),
+}
+NIFTYREG = "NREG_TRANS"  # the intent's name; intent_p1 says which of these, all in RAS mm of the sform
+NIFTYREG_POSITIONS, NIFTYREG_DISPLACEMENTS = 0, 1
+NIFTYREG_KINDS = (
+    *("a deformation field", "a displacement field", "a cubic spline grid", "a velocity field of positions"),
+    *("a velocity field", "a spline grid of a velocity", "a linear spline grid"),
+)
 SIGNS = LPS.diagonal()[:3]
 
 
@@ -129,23 +143,27 @@ def _put_field(path: Path, displacement: Array) -> None:
 def read_transform(path: str | os.PathLike[str]) -> Transform:
     """A transform of ours, ITK, ANTs or Slicer: .h5 .tfm .txt .mat, or a dense displacement field.
 
-    Raises InputError where the file cannot be read, or is neither affine nor affine parts around
-    one displacement field.
+    Dense fields: what ITK writes (.nii.gz .mha .nrrd), and NiftyReg's deformation and displacement fields.
+    Raises InputError where the file cannot be read, holds another program's kind of field, or is neither
+    affine nor affine parts around one displacement field.
     """
     path = Path(path)
     if not path.exists():
         raise InputError(f"{path}: no such transform")
     name = path.name.lower()
+    dense = name.endswith((*NIFTI, *ITK_IMAGES))
     if name.endswith(NIFTI):
         transform = _read_nifti_field(path)
-    elif name.endswith(ITK_IMAGES):
+    elif dense:
         transform = _read_itk_field(path)
     elif name.endswith(ITK_TRANSFORMS):
         transform = _read_itk_transform(path)
+    elif path.suffix.lower() in FOREIGN:
+        raise InputError(f"{path}: a transform of {FOREIGN[path.suffix.lower()]}; {CONVERT}")
     else:
         raise InputError(
-            f"{path}: not a kind of transform that can be read; an ITK transform "
-            f"({' '.join(ITK_TRANSFORMS)}) or a displacement field (.nii.gz .mha .nrrd) is needed"
+            f"{path}: not a kind of transform that can be read; expected an ITK transform "
+            f"({' '.join(ITK_TRANSFORMS)}) or a displacement field (.nii.gz .mha .nrrd)"
         )
     for part in (transform.pre, transform.post, transform.displacement):
         if not np.isfinite(part).all():
@@ -153,7 +171,26 @@ def read_transform(path: str | os.PathLike[str]) -> Transform:
     for matrix in (transform.pre, transform.post, transform.grid):
         if abs(np.linalg.det(matrix[:3, :3])) < 1e-9:
             raise InputError(f"{path}: the transform's affine part is singular; make it again")
+    if dense:
+        _check_displacements(path, transform)
     return transform
+
+
+def _check_displacements(path: Path, field: Transform) -> None:
+    """InputError where vectors say where points go, not by how much: they grow by 1 mm a mm.
+
+    As displacements they would scale a body by two, or, in RAS for LPS, flatten it.
+    """
+    picked = [np.unique(np.linspace(0, n - 1, 12).astype(int)) for n in field.displacement.shape[:3]]
+    index = np.stack(np.meshgrid(*picked, indexing="ij"), axis=-1).reshape(-1, 3)
+    x = apply_affine(field.grid, index)
+    design = np.column_stack([x - x.mean(axis=0), np.ones(len(x))])
+    slope = np.linalg.lstsq(design, field.displacement[tuple(index.T)], rcond=None)[0][:3]
+    if any(np.abs(slope - np.diag(signs)).max() < 0.3 for signs in (np.ones(3), SIGNS)):
+        raise InputError(
+            f"{path}: its vectors are positions (a deformation field, as of SPM or NiftyReg), not"
+            f" displacements; {CONVERT}"
+        )
 
 
 def _itk_matrix(sitk: Any, matrix: Array) -> Any:
@@ -167,14 +204,14 @@ def _itk_matrix(sitk: Any, matrix: Array) -> Any:
 
 def _read_itk_transform(path: Path) -> Transform:
     sitk = simpleitk(f"{path}: reading an ITK transform")
-    if path.suffix.lower() in HDF5:
-        _check_in_a_child(path)
+    if path.suffix.lower() not in HDF5:
+        _check_text(path)
     try:
         parts = _flat(sitk.ReadTransform(str(path)).Downcast())
     except (RuntimeError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not a readable ITK transform ({itk_reason(error)})") from error
     if any(part.GetDimension() != 3 for part in parts):
-        raise InputError(f"{path}: a transform of {parts[0].GetDimension()}-D points; 3-D is needed")
+        raise InputError(f"{path}: a transform of {parts[0].GetDimension()}-D points; expected 3-D")
     fields = [i for i, part in enumerate(parts) if not part.IsLinear()]
     if not fields:
         return affine_transform(_product(parts))
@@ -188,12 +225,21 @@ def _read_itk_transform(path: Path) -> Transform:
     return _of_field(sitk, field.GetDisplacementField())._replace(post=_product(post), pre=_product(pre))
 
 
-def _check_in_a_child(path: Path) -> None:
-    """ITK's HDF5 reader crashes over some damaged files: let it do so in a process of its own."""
-    program = "import sys, SimpleITK; SimpleITK.ReadTransform(sys.argv[1])"
-    answer = subprocess.run([sys.executable, "-c", program, str(path.absolute())], capture_output=True)
-    if answer.returncode < 0:
-        raise InputError(f"{path}: damaged HDF5: its reader crashes over it; copy or make the file again")
+def _check_text(path: Path) -> None:
+    """InputError, with the name, over text that other programs keep in files of ITK's endings."""
+    start = path.read_bytes()[:4000].decode("latin-1").strip()
+    if start.startswith("("):
+        raise InputError(f"{path}: a parameter file of elastix; {CONVERT}")
+    words = start.split()
+    try:
+        bare = len(words) >= 9 and all(np.isfinite(float(word)) for word in words[:16])
+    except ValueError:
+        return
+    if bare:
+        raise InputError(
+            f"{path}: a bare matrix (FSL flirt? NiftyReg?), which does not say in which coordinates, and in"
+            f" which direction; {CONVERT}"
+        )
 
 
 def _flat(transform: Any) -> list[Any]:
@@ -226,37 +272,70 @@ def _of_field(sitk: Any, image: Any) -> Transform:
 
 def _read_itk_field(path: Path) -> Transform:
     sitk = simpleitk(f"{path}: reading this format")
+    fields = headers.read_header(str(path))
     try:
-        image = headers.information(sitk, path).Execute()
+        image = sitk.ReadImage(str(path))
     except (RuntimeError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not a readable field ({itk_reason(error)})") from error
     if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 3:
-        raise InputError(f"{path}: no displacement field: 3-D with three numbers a voxel is needed")
+        raise InputError(f"{path}: no displacement field: expected 3-D with three numbers a voxel")
+    if "float" not in image.GetPixelIDTypeAsString():
+        raise InputError(
+            f"{path}: voxels of {image.GetPixelIDTypeAsString()} (colours?); expected floats"
+        )
+    notes = headers.orientation_notes(str(path), fields)
+    if notes:
+        raise InputError(f"{path}: {notes[0].partition(':')[0]}; {CONVERT}")
+    space = fields.get("space", "LPS")
+    if space.lower() not in ("left-posterior-superior", "lps"):
+        raise InputError(f"{path}: NRRD space {space}, so its vectors may be other than LPS mm; {CONVERT}")
     return _of_field(sitk, image)
 
 
 def _read_nifti_field(path: Path) -> Transform:
+    image = open_nifti(path)
+    header, shape = image.header, tuple(image.shape)
+    intent = int(header["intent_code"])
+    name = bytes(header["intent_name"]).rstrip(b"\0 ").decode("latin-1")
+    if intent in OTHER_INTENTS:
+        raise InputError(f"{path}: {OTHER_INTENTS[intent]} (NIfTI intent {intent}); {CONVERT}")
+    if len(shape) != 5 or shape[3:] != (1, 3) or min(shape[:3]) < 2:
+        bare = "; four axes hold voxels as often as mm (Learn2Reg)" * (len(shape) == 4 and shape[3] == 3)
+        raise InputError(
+            f"{path}: shape {shape}{bare}: no displacement field of ITK, expected [X, Y, Z, 1, 3]; {CONVERT}"
+        )
+    if image.get_data_dtype().kind not in "iuf":
+        raise InputError(f"{path}: voxels of type {image.get_data_dtype()}; expected real numbers")
+    if intent not in (VECTOR, DISPLACEMENT):
+        raise InputError(
+            f"{path}: NIfTI intent {intent}; expected {VECTOR} (vector, as ITK and ANTs write it), which says"
+            " that it holds displacements in LPS mm"
+        )
+    kind = int(header["intent_p1"])
+    if name == NIFTYREG and kind not in (NIFTYREG_POSITIONS, NIFTYREG_DISPLACEMENTS):
+        said = NIFTYREG_KINDS[kind] if 0 <= kind < len(NIFTYREG_KINDS) else f"kind {kind}"
+        raise InputError(
+            f"{path}: NiftyReg's {said}; make a deformation or displacement field of it (reg_transform -def)"
+        )
+    if name not in ("", NIFTYREG):
+        known = " (of SPM: positions in mm)" if name == "Mapping" else ""
+        raise InputError(f"{path}: a field of the kind {name!r}{known}, not ITK's; {CONVERT}")
+    grid, notes = placement(image)
+    for note in notes:
+        log.warning("%s: %s", path, note)
     try:
-        image: Any = nib.load(path)
-        shape = tuple(image.shape)
-        if len(shape) != 5 or shape[3:] != (1, 3) or min(shape[:3]) < 2:
-            raise InputError(
-                f"{path}: shape {shape}; no displacement field of ITK: [X, Y, Z, 1, 3] is needed"
-            )
-        if image.get_data_dtype().kind not in "iuf":
-            raise InputError(f"{path}: voxels of type {image.get_data_dtype()}; real numbers are needed")
-        check_claim(path, image)
         vectors = np.asarray(whole(path, image), np.float32)[..., 0, :]
     except DAMAGE as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path}: not a readable displacement field ({reason(error)})") from error
-    intent = int(image.header["intent_code"])
-    if intent not in (VECTOR, DISPLACEMENT):
-        raise InputError(
-            f"{path}: NIfTI intent {intent}; {VECTOR} (vector, as ITK and ANTs write it) is needed "
-            "to know that it holds displacements in LPS mm"
-        )
-    signs = SIGNS if intent == VECTOR else np.ones(3)
-    grid = np.array(image.affine, np.float64)
-    return Transform(np.eye(4), vectors * signs.astype(np.float32), grid, np.eye(4))
+    if name == NIFTYREG:
+        if notes:
+            raise InputError(f"{path}: {notes[0]}")
+        log.warning("%s: NiftyReg's %s, RAS mm", path, NIFTYREG_KINDS[kind].partition(" ")[2])
+        if kind == NIFTYREG_POSITIONS:
+            voxels = np.stack(np.meshgrid(*map(np.arange, shape[:3]), indexing="ij"), axis=-1)
+            vectors = (vectors - apply_affine(grid, voxels)).astype(np.float32)
+    elif intent == VECTOR:
+        vectors = vectors * SIGNS.astype(np.float32)
+    return Transform(np.eye(4), vectors, grid, np.eye(4))
