@@ -103,9 +103,9 @@ def warp_image(
     mapping = _mapping(transform, source @ transform.post, affine)
     data = moving.data.astype(np.uint8) if moving.data.dtype == bool else moving.data
     out = np.empty(tuple(shape), np.float32 if order else data.dtype)
-    padded = order > 0 and data.min() < LOWEST_HU and looks_like_ct(moving)
-    measured = data >= LOWEST_HU if padded else None
-    if padded:
+    measured = None
+    if order and data.min() < LOWEST_HU and looks_like_ct(moving):
+        measured = data >= LOWEST_HU
         data = np.where(measured, data, np.zeros((), data.dtype))
 
     def work(slab: Slab) -> None:

@@ -224,5 +224,5 @@ def _upright(data: Array, affine: Array, step: Array) -> tuple[Array, Array]:
     size[:2] += (np.ceil(ends.max(axis=0)) - low).astype(int)
     lowest = float(data.min())
     fill = min(PADDING_HU, lowest) if lowest < AIR_BELOW_HU else lowest
-    out = warp_image(identity_transform(), Volume(data, affine), size, upright, fill=fill)
+    out = warp_image(identity_transform(), Volume(data, affine), size.tolist(), upright, fill=fill)
     return (np.rint(out).astype(data.dtype) if data.dtype.kind in "iu" else out), upright

@@ -40,6 +40,7 @@ DAMAGE = (  # what nibabel, gzip and zlib raise on damaged files
     EOFError,
     ValueError,
     OverflowError,
+    MemoryError,  # a header that claims terabytes
     zlib.error,
     struct.error,
     ImageFileError,
@@ -61,14 +62,8 @@ def read_nifti(path: str | os.PathLike[str]) -> Scan:
     if len(shape) < 3 or any(n != 1 for n in shape[3:]):
         raise InputError(f"{path}: shape {shape}; expected a 3-D image (save one volume or channel of it)")
     affine, notes = placement(image)
-    proxy = whole(path, image)
-    scaled = proxy.slope != 1 or proxy.inter != 0
-    try:
-        data = np.asarray(proxy, np.float32) if scaled else np.asarray(proxy.get_unscaled())
-    except MemoryError:
-        raise InputError(f"{path}: no memory for {shape} voxels; resample it first") from None
-    except DAMAGE as error:
-        raise _truncated(path, error) from error
+    data = voxels(path, image)
+    scaled = image.dataobj.slope != 1 or image.dataobj.inter != 0
     stored = storage(data) if scaled else np.dtype(dtype.newbyteorder("="))
     return make_scan(str(path), data.reshape(shape[:3]), affine, stored, notes)
 
@@ -107,30 +102,27 @@ def open_nifti(path: Path) -> Any:
     return image
 
 
-def whole(path: Path, image: Any) -> Any:
-    """The `dataobj` of a NIfTI image of nibabel's, from a file that has been read to its end.
+def voxels(path: Path, image: Any) -> Array:
+    """The voxels of a nibabel image: as stored where the header asks for no scaling, else scaled, float32.
 
-    gzip checks its sum only at the very end, which nibabel, having all it needs, never reaches: a
-    damaged copy would go unnoticed. Raises InputError.
+    A .gz file is read to its end, where its sum stands: nibabel, having all it needs, never gets there, and
+    a damaged copy would go unnoticed. Raises InputError.
     """
     proxy = image.dataobj
-    if path.suffix != ".gz":
-        return proxy
     try:
-        with gzip.open(path) as file:
-            raw = file.read(int(proxy.offset) + math.prod(image.shape) * proxy.dtype.itemsize)
-            while file.read(2**20):
-                pass
-        return type(image).from_bytes(raw).dataobj
+        if path.suffix == ".gz":
+            with gzip.open(path) as file:
+                raw = file.read(int(proxy.offset) + math.prod(image.shape) * proxy.dtype.itemsize)
+                while file.read(2**20):
+                    pass
+            proxy = type(image).from_bytes(raw).dataobj
+        scaled = proxy.slope != 1 or proxy.inter != 0
+        return np.asarray(proxy, np.float32) if scaled else np.asarray(proxy.get_unscaled())
     except DAMAGE as error:
-        raise _truncated(path, error) from error
-
-
-def _truncated(path: Path, error: Exception) -> InputError:
-    return InputError(
-        f"{path}: cannot be read to its end ({reason(error)}); it looks truncated or damaged: copy or export"
-        " it again"
-    )
+        raise InputError(
+            f"{path}: cannot be read to its end ({reason(error)}); it looks truncated or damaged: copy or"
+            " export it again"
+        ) from error
 
 
 def placement(image: Any) -> tuple[Array, tuple[str, ...]]:

@@ -7,7 +7,6 @@ displacement field (.nii.gz, .mha, .nrrd) holds T(x) - x at the voxels of one gr
 from __future__ import annotations
 
 import importlib.util
-import logging
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -19,38 +18,20 @@ from numpy.typing import NDArray
 from lmreg_jax.errors import InputError
 from lmreg_jax.imaging._slabs import slabs
 from lmreg_jax.imaging.transforms import Transform, affine_transform, displacement_component
-from lmreg_jax.imaging.volume import apply_affine
-from lmreg_jax.io import headers
-from lmreg_jax.io.nifti import DAMAGE, open_nifti, placement, whole
-from lmreg_jax.io.nifti_stream import NIFTI, header_of, write_nifti
-from lmreg_jax.io.scan import ITK_IMAGES, LPS, itk_affine, itk_reason, simpleitk
-from lmreg_jax.io.tables import reason, replacing
-
-log = logging.getLogger(__name__)
+from lmreg_jax.io.fields import CONVERT, DENSE, SIGNS, VECTOR, of_field, read_field
+from lmreg_jax.io.nifti_stream import header_of, write_nifti
+from lmreg_jax.io.scan import LPS, itk_reason, simpleitk
+from lmreg_jax.io.tables import replacing
 
 Array = NDArray[Any]
 
 ITK_TRANSFORMS = (".h5", ".hdf5", ".tfm", ".txt", ".mat")
 FOREIGN = {".xfm": "MINC", ".lta": "FreeSurfer", ".m3z": "FreeSurfer", ".mgz": "FreeSurfer", ".x5": "X5"}
-CONVERT = "convert it to an ITK transform (.h5, .tfm), or a displacement field in LPS mm as ITK writes it"
 HDF5 = (".h5", ".hdf5")
 WRITTEN = (".h5", ".hdf5", ".tfm")
 FIELD_PRECISION = 8192  # of the composite's field: its derivatives count, too
-HDF5_CHUNK = 2**16  # numbers that are deflated together
 PRECISION = 1024  # dense fields are rounded to 1/1024 mm: the zeros compress, nobody misses the rest
-VECTOR, DISPLACEMENT = 1007, 1006  # NIfTI intents; ITK takes the first as LPS, the second as RAS
-OTHER_INTENTS = {  # of FSL
-    2006: "an FSL FNIRT displacement field, in FSL's own coordinates",
-    **dict.fromkeys((2007, 2008, 2009), "FSL FNIRT coefficients"),
-    **dict.fromkeys((2016, 2017, 2018), "an FSL topup field"),
-}
-NIFTYREG = "NREG_TRANS"  # the intent's name; intent_p1 says which of these, all in RAS mm of the sform
-NIFTYREG_POSITIONS, NIFTYREG_DISPLACEMENTS = 0, 1
-NIFTYREG_KINDS = (
-    *("a deformation field", "a displacement field", "a cubic spline grid", "a velocity field of positions"),
-    *("a velocity field", "a spline grid of a velocity", "a linear spline grid"),
-)
-SIGNS = LPS.diagonal()[:3]
+HDF5_CHUNK = 2**16  # numbers that are deflated together
 
 
 def write_displacement(
@@ -151,11 +132,8 @@ def read_transform(path: str | os.PathLike[str]) -> Transform:
     if not path.exists():
         raise InputError(f"{path}: no such transform")
     name = path.name.lower()
-    dense = name.endswith((*NIFTI, *ITK_IMAGES))
-    if name.endswith(NIFTI):
-        transform = _read_nifti_field(path)
-    elif dense:
-        transform = _read_itk_field(path)
+    if name.endswith(DENSE):
+        transform = read_field(path)
     elif name.endswith(ITK_TRANSFORMS):
         transform = _read_itk_transform(path)
     elif path.suffix.lower() in FOREIGN:
@@ -171,26 +149,7 @@ def read_transform(path: str | os.PathLike[str]) -> Transform:
     for matrix in (transform.pre, transform.post, transform.grid):
         if abs(np.linalg.det(matrix[:3, :3])) < 1e-9:
             raise InputError(f"{path}: the transform's affine part is singular; make it again")
-    if dense:
-        _check_displacements(path, transform)
     return transform
-
-
-def _check_displacements(path: Path, field: Transform) -> None:
-    """InputError where vectors say where points go, not by how much: they grow by 1 mm a mm.
-
-    As displacements they would scale a body by two, or, in RAS for LPS, flatten it.
-    """
-    picked = [np.unique(np.linspace(0, n - 1, 12).astype(int)) for n in field.displacement.shape[:3]]
-    index = np.stack(np.meshgrid(*picked, indexing="ij"), axis=-1).reshape(-1, 3)
-    x = apply_affine(field.grid, index)
-    design = np.column_stack([x - x.mean(axis=0), np.ones(len(x))])
-    slope = np.linalg.lstsq(design, field.displacement[tuple(index.T)], rcond=None)[0][:3]
-    if any(np.abs(slope - np.diag(signs)).max() < 0.3 for signs in (np.ones(3), SIGNS)):
-        raise InputError(
-            f"{path}: its vectors are positions (a deformation field, as of SPM or NiftyReg), not"
-            f" displacements; {CONVERT}"
-        )
 
 
 def _itk_matrix(sitk: Any, matrix: Array) -> Any:
@@ -222,7 +181,7 @@ def _read_itk_transform(path: Path) -> Transform:
             "used: make one of it (SimpleITK: TransformToDisplacementField; ANTs: one composite)"
         )
     post, field, pre = parts[: fields[0]], parts[fields[0]], parts[fields[0] + 1 :]
-    return _of_field(sitk, field.GetDisplacementField())._replace(post=_product(post), pre=_product(pre))
+    return of_field(sitk, field.GetDisplacementField())._replace(post=_product(post), pre=_product(pre))
 
 
 def _check_text(path: Path) -> None:
@@ -263,79 +222,3 @@ def _product(parts: Sequence[Any]) -> Array:
         matrix[:3, 3] = zero
         out = out @ matrix
     return LPS @ out @ LPS
-
-
-def _of_field(sitk: Any, image: Any) -> Transform:
-    vectors = sitk.GetArrayFromImage(image).transpose(2, 1, 0, 3) * SIGNS
-    return Transform(np.eye(4), vectors.astype(np.float32), itk_affine(image), np.eye(4))
-
-
-def _read_itk_field(path: Path) -> Transform:
-    sitk = simpleitk(f"{path}: reading this format")
-    fields = headers.read_header(str(path))
-    try:
-        image = sitk.ReadImage(str(path))
-    except (RuntimeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not a readable field ({itk_reason(error)})") from error
-    if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 3:
-        raise InputError(f"{path}: no displacement field: expected 3-D with three numbers a voxel")
-    if "float" not in image.GetPixelIDTypeAsString():
-        raise InputError(
-            f"{path}: voxels of {image.GetPixelIDTypeAsString()} (colours?); expected floats"
-        )
-    notes = headers.orientation_notes(str(path), fields)
-    if notes:
-        raise InputError(f"{path}: {notes[0].partition(':')[0]}; {CONVERT}")
-    space = fields.get("space", "LPS")
-    if space.lower() not in ("left-posterior-superior", "lps"):
-        raise InputError(f"{path}: NRRD space {space}, so its vectors may be other than LPS mm; {CONVERT}")
-    return _of_field(sitk, image)
-
-
-def _read_nifti_field(path: Path) -> Transform:
-    image = open_nifti(path)
-    header, shape = image.header, tuple(image.shape)
-    intent = int(header["intent_code"])
-    name = bytes(header["intent_name"]).rstrip(b"\0 ").decode("latin-1")
-    if intent in OTHER_INTENTS:
-        raise InputError(f"{path}: {OTHER_INTENTS[intent]} (NIfTI intent {intent}); {CONVERT}")
-    if len(shape) != 5 or shape[3:] != (1, 3) or min(shape[:3]) < 2:
-        bare = "; four axes hold voxels as often as mm (Learn2Reg)" * (len(shape) == 4 and shape[3] == 3)
-        raise InputError(
-            f"{path}: shape {shape}{bare}: no displacement field of ITK, expected [X, Y, Z, 1, 3]; {CONVERT}"
-        )
-    if image.get_data_dtype().kind not in "iuf":
-        raise InputError(f"{path}: voxels of type {image.get_data_dtype()}; expected real numbers")
-    if intent not in (VECTOR, DISPLACEMENT):
-        raise InputError(
-            f"{path}: NIfTI intent {intent}; expected {VECTOR} (vector, as ITK and ANTs write it), which says"
-            " that it holds displacements in LPS mm"
-        )
-    kind = int(header["intent_p1"])
-    if name == NIFTYREG and kind not in (NIFTYREG_POSITIONS, NIFTYREG_DISPLACEMENTS):
-        said = NIFTYREG_KINDS[kind] if 0 <= kind < len(NIFTYREG_KINDS) else f"kind {kind}"
-        raise InputError(
-            f"{path}: NiftyReg's {said}; make a deformation or displacement field of it (reg_transform -def)"
-        )
-    if name not in ("", NIFTYREG):
-        known = " (of SPM: positions in mm)" if name == "Mapping" else ""
-        raise InputError(f"{path}: a field of the kind {name!r}{known}, not ITK's; {CONVERT}")
-    grid, notes = placement(image)
-    for note in notes:
-        log.warning("%s: %s", path, note)
-    try:
-        vectors = np.asarray(whole(path, image), np.float32)[..., 0, :]
-    except DAMAGE as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path}: not a readable displacement field ({reason(error)})") from error
-    if name == NIFTYREG:
-        if notes:
-            raise InputError(f"{path}: {notes[0]}")
-        log.warning("%s: NiftyReg's %s, RAS mm", path, NIFTYREG_KINDS[kind].partition(" ")[2])
-        if kind == NIFTYREG_POSITIONS:
-            voxels = np.stack(np.meshgrid(*map(np.arange, shape[:3]), indexing="ij"), axis=-1)
-            vectors = (vectors - apply_affine(grid, voxels)).astype(np.float32)
-    elif intent == VECTOR:
-        vectors = vectors * SIGNS.astype(np.float32)
-    return Transform(np.eye(4), vectors, grid, np.eye(4))

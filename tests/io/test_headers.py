@@ -1,4 +1,4 @@
-"""Headers that contradict each other, or say nothing of orientation, are read as ITK reads them, with a note."""
+"""Headers that contradict themselves, or hold no orientation, are read as ITK reads them, with a note."""
 
 from __future__ import annotations
 
