@@ -43,7 +43,7 @@ def read_text(path: Path, kind: str) -> str:
         utf16 = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
         return raw.decode("utf-16" if utf16 else "utf-8-sig")
     except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
+        raise InputError(f"{path}: no such table") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not a readable {kind} file ({reason(error)})") from error
 

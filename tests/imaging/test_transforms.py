@@ -204,8 +204,8 @@ def test_padding_of_a_ct_is_not_blended_into_the_image(padding: int) -> None:
     moving = spaces.ct()
     inside = moving.data.copy()
     padded = moving.data.copy()
-    x, y = np.ogrid[: padded.shape[0], : padded.shape[1]]
-    padded[(x - 19.5) ** 2 + (y - 16.5) ** 2 > 15**2] = padding
+    x, y, _ = np.ogrid[: padded.shape[0], : padded.shape[1], :1]
+    padded[np.broadcast_to((x - 19.5) ** 2 + (y - 16.5) ** 2 > 15**2, padded.shape)] = padding
     half = affine_transform(np.eye(4))
     shifted = moving.affine.copy()
     shifted[:3, 3] += 0.5 * np.array(spaces.EDGES)

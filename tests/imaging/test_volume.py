@@ -159,7 +159,7 @@ def test_bad_landmark_files_are_refused_by_name(tmp_path, text, words):
 
 
 def test_landmark_files_that_are_no_text(tmp_path):
-    with pytest.raises(InputError, match="no such file"):
+    with pytest.raises(InputError, match="no such table"):
         read_points(tmp_path / "none.csv")
     (tmp_path / "b.csv").write_bytes(b"\x80\xfe\x00\x81")
     with pytest.raises(InputError, match="not a readable CSV"):
