@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from lmreg_jax.errors import InputError
 from lmreg_jax.imaging.volume import apply_affine
 from lmreg_jax.io.scan import LPS, Scan
-from lmreg_jax.io.tables import read_text, reason
+from lmreg_jax.io.tables import reason, text_of
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ def read_fcsv(path: Path, image: Scan | None) -> Points:
 
     Slicer 5 writes each point's status (PLACED or not) behind the columns that it names.
     """
-    lines = read_text(path, ".fcsv").splitlines()
+    lines = text_of(path, ".fcsv").splitlines()
     remarks = [line.lstrip("# ").partition("=") for line in lines if line.startswith("#")]
     said = {key.strip().lower(): value.strip() for key, _, value in remarks}
     columns = [c.strip() for c in said.get("columns", FCSV_COLUMNS).split(",")]
@@ -72,7 +72,7 @@ def read_markups(path: Path, image: Scan | None) -> Points:
 
     Of point lists only: the control points of a line, a curve or a box are not landmarks.
     """
-    text = read_text(path, ".mrk.json")
+    text = text_of(path, ".mrk.json")
     found: Points = {}
     unplaced = []
     try:

@@ -33,7 +33,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise
 
 
-def read_text(path: Path, kind: str) -> str:
+def text_of(path: Path, kind: str) -> str:
     """The text of a file in UTF-8, or in UTF-16 with a byte order mark, as spreadsheets write it.
 
     kind: what it should be, for the InputError where it is missing or no text.
@@ -53,7 +53,7 @@ def read_rows(path: Path) -> list[list[str]]:
 
     Between these, a number with a decimal comma gets a point.
     """
-    lines = read_text(path, "CSV").splitlines()
+    lines = text_of(path, "CSV").splitlines()
     delimiter = next((d for d in ";\t" if lines and d in lines[0]), ",")
     try:
         rows = [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=delimiter, strict=True)]

@@ -245,7 +245,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     folder = tmp_path / "results"
     folder.mkdir()
     write_points(tmp_path / "in.csv", POINTS)
-    (tmp_path / "l2r.csv").write_text("1,2,3\n", encoding="utf-8")
+    (tmp_path / "l2r.csv").write_text("11,2,3\n", encoding="utf-8")
     write_points(tmp_path / "far.csv", POINTS | {"lost": np.array([2000.0, 0, 0])})
     write_displacement(tmp_path / "d.nii.gz", spaces.transform(), spaces.SHAPE, spaces.grid())
     away = affine_transform(translation(5000, 0, 0))
