@@ -26,9 +26,12 @@ from lmreg_jax.imaging._slabs import (
     outside,
     positions,
 )
+from lmreg_jax.imaging.intensity import looks_like_ct
 from lmreg_jax.imaging.volume import Volume, apply_affine
 
 Array = NDArray[Any]
+
+LOWEST_HU = -1024.0  # a CT below is padding: outside the field of view, or of the slices
 
 
 class Transform(NamedTuple):
@@ -92,16 +95,25 @@ def warp_image(
     """moving(T(x)) at the voxel centres x of a grid, [*shape]: float32, or moving's type at order 0.
 
     affine: voxel of that grid -> fixed RAS mm. Trilinear (order 1) or nearest (order 0), without
-    smoothing; `fill` where T(x) lies in no voxel of moving. As ITK's resampling does it.
+    smoothing; `fill` where T(x) lies in no voxel of moving. As ITK's resampling does it, but for CT:
+    what lies below LOWEST_HU was not measured, and takes no part in the interpolation; where it has most
+    of the trilinear weight, `fill` stands.
     """
     source = np.linalg.inv(moving.affine)
     mapping = _mapping(transform, source @ transform.post, affine)
     data = moving.data.astype(np.uint8) if moving.data.dtype == bool else moving.data
     out = np.empty(tuple(shape), np.float32 if order else data.dtype)
+    measured = None
+    if order and data.min() < LOWEST_HU and looks_like_ct(moving):
+        measured = data >= LOWEST_HU
+        data = np.where(measured, data, np.zeros((), data.dtype))
 
     def work(slab: Slab) -> None:
         where = positions(mapping, shape, slab)
         part = ndimage.map_coordinates(data, where, out.dtype, order, "nearest")
+        if measured is not None:
+            weight = ndimage.map_coordinates(measured.view(np.uint8), where, out.dtype, order, "nearest")
+            part = np.where(weight < 0.5, fill, part / np.maximum(weight, 0.5))
         part[outside(where, data.shape)] = fill
         out[..., slab[0] : slab[1]] = part
 

@@ -6,7 +6,6 @@ z to the head). An affine [4, 4] takes a voxel index to RAS mm; voxel centres ar
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -15,8 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lmreg_jax.errors import InputError
-
-log = logging.getLogger(__name__)
 
 Array = NDArray[Any]
 
@@ -43,12 +40,10 @@ def apply_affine(affine: Array, points: Array) -> Array:
 
 
 def check_axes(path: str | os.PathLike[str], affine: Array) -> None:
-    """InputError where the voxels' axes lie in one plane; a warning where they are not at right angles."""
+    """InputError where the voxels' axes lie in one plane."""
     axes = affine[:3, :3] / spacing(affine)
     if abs(np.linalg.det(axes)) < 1e-3:
         raise InputError(f"{path}: the header's affine is singular: its axes lie in one plane")
-    for note in shear_notes(affine):
-        log.warning("%s: %s", path, note)
 
 
 def shear_notes(affine: Array) -> tuple[str, ...]:
@@ -63,7 +58,7 @@ def shear_notes(affine: Array) -> tuple[str, ...]:
     degrees = np.degrees(np.arccos(min(largest, 1.0)))
     return (
         f"sheared: two of its axes are at {degrees:.1f} degrees, not 90. It is read as it says, but ITK, ANTs"
-        " and 3D Slicer show it, and what is written on its grid, without the shear: resample it first",
+        " and 3D Slicer do not read it, nor what is written on its grid: resample it first",
     )
 
 

@@ -1,12 +1,13 @@
-"""NIfTI images: read with every doubt about the file spoken, written slab by slab.
+"""NIfTI images: read where ITK places them, written slab by slab.
 
-Inside the package an image is a `Volume` in RAS+ order; nothing is ever interpolated here.
+A NIfTI header may place its voxels twice (sform, qform) or not at all. ITK, ANTs and 3D Slicer do not
+choose as nibabel, FSL and SPM do; transforms are written for ITK, so its choice is taken, and reported
+where it matters. Nothing is ever interpolated here.
 """
 
 from __future__ import annotations
 
 import gzip
-import logging
 import math
 import os
 import struct
@@ -21,27 +22,25 @@ from nibabel.spatialimages import HeaderDataError
 from numpy.typing import DTypeLike, NDArray
 
 from lmreg_jax.errors import InputError
-from lmreg_jax.imaging.volume import SPACING_LIMITS, Volume, check_axes, spacing
+from lmreg_jax.imaging.volume import Volume, apply_affine, spacing
 from lmreg_jax.io import nifti_stream
-from lmreg_jax.io.scan import Scan
+from lmreg_jax.io.headers import NO_ORIENTATION
+from lmreg_jax.io.scan import LPS, Scan, make_scan, storage
 from lmreg_jax.io.tables import reason
-
-log = logging.getLogger(__name__)
 
 Array = NDArray[Any]
 
-
-MAX_VOXELS = 2**31  # 1290 voxels a side; a header that claims more is taken for a broken one
-MAX_EXTENSION = 2**24  # bytes of a NIfTI header extension
-MAX_INFLATION = 1032  # deflate cannot do better than 1032 : 1, so a .gz bounds what it can hold
 MILLIMETRES = {"meter": 1e3, "micron": 1e-3}  # NIfTI's length units other than mm
-
+SCANNER = 1  # sform_code: scanner coordinates
+AGREE_MM = 0.1  # a qform keeps an orientation as a quaternion in float32
+ORTHONORMAL = 1e-4  # of R R^T, as in ITK
 
 DAMAGE = (  # what nibabel, gzip and zlib raise on damaged files
     OSError,
     EOFError,
     ValueError,
     OverflowError,
+    MemoryError,  # a header that claims terabytes
     zlib.error,
     struct.error,
     ImageFileError,
@@ -49,155 +48,119 @@ DAMAGE = (  # what nibabel, gzip and zlib raise on damaged files
 )
 
 
-def read_volume(path: str | os.PathLike[str]) -> Volume:
-    """A 3-D NIfTI image, its axes permuted and flipped to the closest RAS+ (never interpolated).
+def read_nifti(path: str | os.PathLike[str]) -> Scan:
+    """A 3-D NIfTI image as a `Scan`, its axes permuted and flipped to the closest RAS+.
 
-    Integers keep their type, all else becomes float32. Raises InputError, naming the file, where it
-    is missing, damaged, truncated, not 3-D, not finite, or without a usable affine.
+    Raises InputError, naming the file, where it is missing, damaged, truncated, not 3-D, not finite, or
+    without a usable affine.
     """
     path = Path(path)
-    image = _open(path)
-    shape = _checked_shape(path, image)
-    affine = _checked_affine(path, image)
-    try:
-        data = _voxels(path, image).reshape(shape)
-    except MemoryError:
-        raise InputError(f"{path}: no memory for {shape} voxels; resample it first") from None
-    except DAMAGE as error:
-        raise InputError(
-            f"{path}: cannot be read to its end ({reason(error)}); it looks truncated or damaged: "
-            "copy or export it again"
-        ) from error
-    if data.dtype.kind not in "iu":
-        data = data.astype(np.float32, copy=False)
-        broken = data.size - int(np.isfinite(data).sum())
-        if broken:
-            raise InputError(
-                f"{path}: {broken} voxels are NaN or infinite; replace them (with air, -1000 HU, in a CT)"
-            )
-    turn = nib.orientations.io_orientation(affine)
-    affine = affine @ nib.orientations.inv_ornt_aff(turn, shape)
-    return Volume(nib.orientations.apply_orientation(data, turn), affine)
+    image = open_nifti(path)
+    shape, dtype = tuple(int(n) for n in image.shape), image.get_data_dtype()
+    if dtype.kind not in "iufb":
+        raise InputError(f"{path}: voxels of type {dtype}; expected one real number a voxel")
+    if len(shape) < 3 or any(n != 1 for n in shape[3:]):
+        raise InputError(f"{path}: shape {shape}; expected a 3-D image (save one volume or channel of it)")
+    affine, notes = placement(image)
+    data = voxels(path, image)
+    scaled = image.dataobj.slope != 1 or image.dataobj.inter != 0
+    stored = storage(data) if scaled else np.dtype(dtype.newbyteorder("="))
+    return make_scan(str(path), data.reshape(shape[:3]), affine, stored, notes)
 
 
-def _voxels(path: Path, image: Any) -> Array:
-    """As stored where the header asks for no scaling (labels, HU), else scaled, float32."""
-    proxy = whole(path, image)
-    scaled = proxy.slope != 1 or proxy.inter != 0
-    return np.asarray(proxy, np.float32) if scaled else np.asarray(proxy.get_unscaled())
+def read_volume(path: str | os.PathLike[str]) -> Volume:
+    """The voxels of `read_nifti` with their place in space."""
+    return read_nifti(path).volume
 
 
-def whole(path: Path, image: Any) -> Any:
-    """The `dataobj` of a NIfTI image of nibabel's, from a file that has been read to its end.
-
-    gzip checks its sum only at the very end, which nibabel, having all it needs, never reaches: a
-    flipped bit would go unnoticed. So .gz is read here, once and wholly; raises one of DAMAGE.
-    """
-    proxy = image.dataobj
-    if path.suffix != ".gz":
-        return proxy
-    with gzip.open(path) as file:
-        raw = file.read(int(proxy.offset) + math.prod(image.shape) * proxy.dtype.itemsize)
-        while file.read(2**20):
-            pass
-    return type(image).from_bytes(raw).dataobj
-
-
-def _open(path: Path) -> Any:
+def open_nifti(path: Path) -> Any:
+    """The nibabel image of a file, its header checked, its voxels not read. Raises InputError."""
     if not path.exists():
         raise InputError(f"{path}: no such image")
     if not path.is_file():
         raise InputError(f"{path}: not a file; name one .nii or .nii.gz image")
     try:
-        _check_extension(path)
         image: Any = nib.load(path)
     except DAMAGE as error:
-        if isinstance(error, InputError):
-            raise
         raise InputError(f"{path}: not a readable NIfTI image ({reason(error)})") from error
     if not isinstance(image, nib.nifti1.Nifti1Pair):
         raise InputError(f"{path}: a {type(image).__name__}, not NIfTI; convert it to .nii.gz")
-    return image
-
-
-def _check_extension(path: Path) -> None:
-    """Refuses a header extension of a size that no program writes: nibabel would ask for all of it."""
-    if not path.name.endswith((".nii", ".nii.gz")):
-        return
-    with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
-        start = file.read(360)
-    big = start[:2] == b"\0\0"  # of the first field, the header's size
-    size = int.from_bytes(start[352:356], "big" if big else "little", signed=True)
-    nifti = start[344:346] in (b"n+", b"ni")  # Else it is none, and refused as such.
-    if nifti and start[348:349] not in (b"", b"\0") and size > MAX_EXTENSION:
-        raise InputError(f"{path}: the header claims an extension of {size} bytes; it is damaged")
-
-
-def _checked_shape(path: Path, image: Any) -> tuple[int, int, int]:
-    shape = tuple(int(n) for n in image.shape)
-    dtype = image.get_data_dtype()
-    if dtype.kind not in "iufb":
-        raise InputError(f"{path}: voxels of type {dtype}; one real number a voxel is needed")
-    if len(shape) < 3 or any(n != 1 for n in shape[3:]):
-        raise InputError(f"{path}: shape {shape}; a 3-D image is needed (save one volume or channel of it)")
-    if min(shape[:3]) < 2:
-        raise InputError(f"{path}: shape {shape}; at least 2 voxels along each axis are needed")
-    check_claim(path, image)
-    return shape[0], shape[1], shape[2]
-
-
-def check_claim(path: Path, image: Any) -> None:
-    """InputError where the header claims more than its file can hold.
-
-    Before anything is allocated: a damaged or hostile header must not ask for terabytes.
-    """
-    shape, dtype = tuple(int(n) for n in image.shape), image.get_data_dtype()
-    voxels = math.prod(shape)
-    data_path = Path(image.file_map["image"].filename or path)
-    size = data_path.stat().st_size if data_path.exists() else 0
-    packed = data_path.suffix.lower() in (".gz", ".bz2", ".zst")
-    needed = int(image.dataobj.offset) + voxels * dtype.itemsize
-    if voxels > MAX_VOXELS or needed > size * (MAX_INFLATION if packed else 1):
-        raise InputError(
-            f"{path}: the header claims {shape} voxels of {dtype}, more than the {size} bytes of "
-            "the file can hold; it is truncated or its header is damaged: copy or export it again"
-        )
-
-
-def unit_mm(image: Any) -> float:
-    """The header's unit of length in mm; mm where it gives none or one that is not known."""
-    try:
-        return MILLIMETRES.get(image.header.get_xyzt_units()[0], 1.0)
-    except KeyError:  # nibabel, at a code that NIfTI does not define
-        return 1.0
-
-
-def _checked_affine(path: Path, image: Any) -> Array:
-    if not int(image.header["sform_code"]):
-        _check_steps(path, image)
-    affine = np.array(image.affine, np.float64)
-    affine[:3] *= unit_mm(image)
-    if not np.isfinite(affine).all():
-        raise InputError(f"{path}: the header's affine is not finite; export the image again")
-    edges = spacing(affine)
-    if edges.min() < SPACING_LIMITS[0] or edges.max() > SPACING_LIMITS[1]:
-        raise InputError(
-            f"{path}: voxel spacing {_numbers(edges)} mm; zero, tiny and huge spacings are refused"
-        )
-    check_axes(path, affine)
-    if not (int(image.header["sform_code"]) or int(image.header["qform_code"])):
-        log.warning("%s: the header holds no orientation; taken as %s", path, nib.aff2axcodes(affine))
-    return affine
-
-
-def _check_steps(path: Path, image: Any) -> None:
-    """Refuses voxel sizes of 0 and below, from which nibabel makes 1 and their absolute value."""
     kind = type(image.header)
     holder = image.file_map.get("header", image.file_map["image"])  # Two files (.hdr, .img), or one.
     with holder.get_prepare_fileobj("rb") as file:
-        steps = kind(file.read(kind.template_dtype.itemsize), check=False)["pixdim"][1:4]
-    if not (steps > 0).all():
-        raise InputError(f"{path}: voxel spacing {_numbers(steps)} mm in the header; it must be above 0")
+        header = kind(file.read(kind.template_dtype.itemsize), check=False)  # nibabel corrects silently
+    steps = header["pixdim"][1:4]
+    if not int(header["sform_code"]) and not (steps > 0).all():
+        sizes = " x ".join(f"{step:.4g}" for step in steps)
+        raise InputError(f"{path}: voxel spacing {sizes} mm in the header; it must be above 0")
+    slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
+    if (slope == 0 or not math.isfinite(slope)) and math.isfinite(intercept) and intercept != 0:
+        raise InputError(
+            f"{path}: the header's scl_slope is {slope:g} (no scaling), but scl_inter {intercept:g}: programs"
+            " disagree whether to add it; export the image again"
+        )
+    return image
+
+
+def voxels(path: Path, image: Any) -> Array:
+    """The voxels of a nibabel image: as stored where the header asks for no scaling, else scaled, float32.
+
+    A .gz file is read to its end, where its sum stands: nibabel, having all it needs, never gets there, and
+    a damaged copy would go unnoticed. Raises InputError.
+    """
+    proxy = image.dataobj
+    try:
+        if path.suffix == ".gz":
+            with gzip.open(path) as file:
+                raw = file.read(int(proxy.offset) + math.prod(image.shape) * proxy.dtype.itemsize)
+                while file.read(2**20):
+                    pass
+            proxy = type(image).from_bytes(raw).dataobj
+        scaled = proxy.slope != 1 or proxy.inter != 0
+        return np.asarray(proxy, np.float32) if scaled else np.asarray(proxy.get_unscaled())
+    except DAMAGE as error:
+        raise InputError(
+            f"{path}: cannot be read to its end ({reason(error)}); it looks truncated or damaged: copy or"
+            " export it again"
+        ) from error
+
+
+def placement(image: Any) -> tuple[Array, tuple[str, ...]]:
+    """Voxel -> RAS mm [4, 4] of a NIfTI image as ITK (5.2 and later) has it, and notes on what is doubtful.
+
+    The sform where it is of the scanner (code 1) and orthonormal, or where there is no qform; else the
+    qform; identity in LPS where there is neither.
+    """
+    header = image.header
+    codes = int(header["sform_code"]), int(header["qform_code"])
+    try:
+        unit = MILLIMETRES.get(header.get_xyzt_units()[0], 1.0)
+    except KeyError:  # nibabel, at a code that NIfTI does not define
+        unit = 1.0
+    scale = np.diag([unit, unit, unit, 1.0])
+    if codes == (0, 0):
+        return scale @ LPS @ np.diag([*header["pixdim"][1:4].astype(float), 1.0]), (
+            f"the header holds no orientation (sform_code and qform_code are 0): {NO_ORIENTATION}",
+        )
+    affine = scale @ np.array(image.affine, np.float64)  # the sform, if there is one
+    if 0 in codes or not np.isfinite(affine).all() or spacing(affine).min() == 0:
+        return affine, ()
+    qform = scale @ np.array(header.get_qform(), np.float64)
+    corners = np.indices((2, 2, 2)).reshape(3, -1).T * (np.array(image.shape[:3]) - 1)
+    distance = np.linalg.norm(apply_affine(affine, corners) - apply_affine(qform, corners), axis=1).max()
+    if distance <= AGREE_MM:
+        return affine, ()
+    axes = affine[:3, :3] / spacing(affine)
+    orthonormal = np.abs(axes @ axes.T - np.eye(3)).max() < ORTHONORMAL
+    taken = "sform" if codes[0] == SCANNER and orthonormal else "qform"
+    mirror = bool(np.linalg.det(affine) * np.linalg.det(qform) < 0)
+    note = (
+        f"sform (code {codes[0]}) and qform (code {codes[1]}) place its voxels up to {distance:.1f} mm apart"
+        f"{', one the mirror image of the other' * mirror}. The {taken} is taken, as in ITK, ANTs and 3D"
+        " Slicer; nibabel, FSL and SPM take the sform. Where that is wrong, make both the same (nibabel:"
+        " set_sform, set_qform; FSL: fslorient -copysform2qform or -copyqform2sform)"
+    )
+    return (affine if taken == "sform" else qform), (note,)
 
 
 def write_volume(path: str | os.PathLike[str], volume: Volume, dtype: DTypeLike | None = None) -> None:
@@ -217,15 +180,11 @@ def write_volume(path: str | os.PathLike[str], volume: Volume, dtype: DTypeLike 
     nifti_stream.write_nifti(path, nifti_stream.header_of(volume.affine, data.shape, target), parts)
 
 
-def _numbers(values: Array) -> str:
-    return " x ".join(f"{value:.4g}" for value in values)
-
-
 def write_native(
     path: str | os.PathLike[str], scan: Scan, array: Array, dtype: DTypeLike | None = None
 ) -> None:
     """Writes an array [X, Y, Z] on the RAS+ grid of `scan` to .nii[.gz], on the file's own grid.
 
-    `dtype` as in `volumes.write_volume`.
+    `dtype` as in `write_volume`.
     """
     write_volume(path, Volume(scan.to_native(array), scan.affine), dtype)

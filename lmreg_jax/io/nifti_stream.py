@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from lmreg_jax.errors import InputError
 from lmreg_jax.imaging._slabs import THREADS, slabs
+from lmreg_jax.imaging.volume import shear_notes
 from lmreg_jax.io.tables import replacing
 
 Array = NDArray[Any]
@@ -42,11 +43,14 @@ def deflater() -> tuple[Any, int]:
 
 
 def header_of(affine: Array, shape: Iterable[int], dtype: Any) -> Any:
-    """A NIfTI-1 header in mm, its affine in both forms: ITK reads the qform, most others the sform."""
+    """A NIfTI-1 header in mm, its affine in both forms: programs differ in which of them they read.
+
+    A sheared affine has no qform, rather than one that places the voxels elsewhere.
+    """
     header = nib.Nifti1Header()
     header.set_data_shape(tuple(int(n) for n in shape))
     header.set_data_dtype(dtype)
-    header.set_qform(affine, code=1)
+    header.set_qform(affine, code=0 if shear_notes(affine) else 1)
     header.set_sform(affine, code=1)
     header.set_xyzt_units("mm")
     header.set_slope_inter(1, 0)

@@ -1,8 +1,9 @@
 """Corresponding points in the formats that people keep them in, as {name: [3] RAS mm}.
 
-.csv        name,x,y,z in RAS mm; or voxels: three numbers a line without a header, as in Learn2Reg
+.csv        name,x,y,z in RAS mm; label,l,p,s or label,r,a,s (Slicer's tables); name,i,j,k (voxels);
+            or voxels: three numbers a line without a header, as in Learn2Reg; further columns are free
 .fcsv       3D Slicer's older markups; their CoordinateSystem line is obeyed
-.mrk.json   3D Slicer's markups; their coordinateSystem is obeyed
+.mrk.json   3D Slicer's markups; their coordinateSystem and coordinateUnits are obeyed
 
 Voxels are indices in the order in which the image's file stores its axes, counted from 0.
 """
@@ -10,11 +11,10 @@ Voxels are indices in the order in which the image's file stores its axes, count
 from __future__ import annotations
 
 import csv
-import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,16 +23,24 @@ from scipy import ndimage
 from lmreg_jax.errors import InputError
 from lmreg_jax.imaging.intensity import looks_like_ct
 from lmreg_jax.imaging.volume import Volume, apply_affine, spacing
-from lmreg_jax.io.markups import checked_point, fcsv_text, markups_text, needed_image, read_fcsv, read_markups
+from lmreg_jax.io.markups import (
+    checked_point,
+    fcsv_text,
+    log_left_out,
+    markups_text,
+    needed_image,
+    read_fcsv,
+    read_markups,
+)
 from lmreg_jax.io.scan import LPS, Scan
-from lmreg_jax.io.tables import read_table, reason, replacing
-
-log = logging.getLogger(__name__)
+from lmreg_jax.io.tables import read_rows, read_table, replacing
 
 Array = NDArray[Any]
 Points = dict[str, Array]
 
-UNITS = ("mm", "voxel")
+NAMES = ("name", "label")
+AXES = {"xyz": None, "ras": "mm", "lps": "mm", "ijk": "voxel"}  # columns and their unit
+NUMBERED_HEADERS = ([0, 1, 2], [1, 2, 3])  # what tables without names are saved with
 
 
 def read_points(
@@ -44,8 +52,9 @@ def read_points(
 ) -> Points:
     """The points of a .csv, .fcsv or .mrk.json file, {name: [3] RAS mm}, in the file's order.
 
-    unit, for .csv only: "mm" (RAS) or "voxel" of `image`; without it, a file with names holds mm and
-    one without a header voxels. Raises InputError, naming file and line, on what is not clear.
+    unit, for .csv only: "mm" (RAS) or "voxel" of `image`; without it, columns x,y,z with names hold mm,
+    and a file without a header voxels. Points that were never placed are left out, and logged.
+    Raises InputError, naming file and line, on what is not clear.
     """
     path = Path(path)
     name = path.name.lower()
@@ -57,15 +66,15 @@ def read_points(
         return read_markups(path, image)
     if name.endswith(".csv"):
         return _read_csv(path, image, unit, allow_empty)
-    raise InputError(f"{path}: not a kind of points; .csv, .fcsv or .mrk.json is needed")
+    raise InputError(f"{path}: not a kind of points; expected .csv, .fcsv or .mrk.json")
 
 
 def holds_voxels(path: str | os.PathLike[str], unit: str | None = None) -> bool:
     """Whether the points of a file are voxel indices, as `read_points` would take them."""
     path = Path(path)
-    if not path.name.lower().endswith(".csv") or unit:
+    if not path.name.lower().endswith(".csv"):
         return unit == "voxel"
-    return not _has_header(path)
+    return _columns(path, unit).unit == "voxel"
 
 
 def write_points(
@@ -93,16 +102,40 @@ def write_points(
             temporary.write_text(text, encoding="utf-8")
 
 
-def _has_header(path: Path) -> bool:
-    """Whether the first line holds anything but numbers."""
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            first = next(csv.reader(file), [])
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such table") from None
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path}: not a readable CSV file ({reason(error)})") from error
-    return not first or not all(_is_number(cell) for cell in first if cell.strip())
+class Columns(NamedTuple):
+    """How a .csv holds its points. name: the names' column; axes: "" without a header."""
+
+    name: str | None
+    axes: str
+    unit: str
+
+
+def _columns(path: Path, unit: str | None) -> Columns:
+    """What the first line says; InputError where it does not say enough, or contradicts `unit`."""
+    header = [cell.lower() for cell in (read_rows(path) or [[]])[0]]
+    if header and all(_is_number(cell) for cell in header if cell):
+        if [float(cell) for cell in header if cell][:3] in NUMBERED_HEADERS:
+            raise InputError(
+                f"{path}: its first line, {','.join(header)}, seems to name the columns by number; name them "
+                "name,x,y,z (RAS mm) or i,j,k (voxels), or delete the line"
+            )
+        return Columns(None, "", unit or "voxel")
+    name = next((column for column in NAMES if column in header), None)
+    axes = [letters for letters in AXES if set(letters) <= set(header)]
+    if len(axes) > 1:
+        raise InputError(f"{path}: coordinates twice, {' and '.join(axes)}, in {','.join(header)}; keep one")
+    if not axes:
+        read_table(path, ("name", "x", "y", "z"))  # raises: says what is missing
+        raise InputError(f"{path}: no coordinates in {','.join(header)}")
+    meant = AXES[axes[0]] or unit or ("mm" if name else None)
+    if meant is None:
+        raise InputError(
+            f"{path}: columns {','.join(header)} without names could be mm or voxels; say which "
+            "(--points-unit mm or voxel)"
+        )
+    if unit and unit != meant:
+        raise InputError(f"{path}: columns {','.join(axes[0])} hold {meant}, not {unit}")
+    return Columns(name, axes[0], meant)
 
 
 def _is_number(cell: str) -> bool:
@@ -114,45 +147,55 @@ def _is_number(cell: str) -> bool:
 
 
 def _read_csv(path: Path, image: Scan | None, unit: str | None, allow_empty: bool) -> Points:
-    if not _has_header(path):
-        points = _numbered(path, [(i, row) for i, row in enumerate(_rows(path), start=1) if any(row)])
-        unit = unit or "voxel"
-    else:
-        header = [cell.strip().lower() for cell in (_rows(path) or [[]])[0]]
-        if "name" in header or "x" not in header:
-            points = _read_named(path)  # says what is missing
-            unit = unit or "mm"
-        elif unit is None:
-            raise InputError(
-                f"{path}: columns {','.join(header)} without names could be mm or voxels; say which "
-                "(--points-unit mm or voxel)"
-            )
-        else:
-            table = read_table(path, required=("x", "y", "z"))
-            points = _numbered(path, [(line, [row[a] for a in "xyz"]) for line, row in table])
-    if unit == "voxel":
+    columns = _columns(path, unit)
+    points = _read_named(path, columns) if columns.axes else _read_bare(path)
+    if columns.unit == "voxel":
         affine = needed_image(path, image).affine
-        points = {name: apply_affine(affine, point) for name, point in points.items()}
+    else:
+        affine = LPS if columns.axes == "lps" else np.eye(4)
     if not points and not allow_empty:
         raise InputError(f"{path}: no points in it")
+    return {name: apply_affine(affine, point) for name, point in points.items()}
+
+
+def _read_bare(path: Path) -> Points:
+    """Three numbers a line, called by their place in the file: "1", "2", ..."""
+    points: Points = {}
+    for line, cells in enumerate(read_rows(path), start=1):
+        if not any(cells):
+            continue
+        while cells and not cells[-1]:
+            cells.pop()
+        if len(cells) > 3:
+            raise InputError(
+                f"{path}, line {line}: {len(cells)} numbers, and no header that says which three are the "
+                "point: write one (name,x,y,z)"
+            )
+        points[str(len(points) + 1)] = checked_point(path, f"line {line}", cells)
     return points
 
 
-def _rows(path: Path) -> list[list[str]]:
-    try:
-        return [[c.strip() for c in row] for row in csv.reader(path.read_text("utf-8-sig").splitlines())]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path}: not a readable CSV file ({reason(error)})") from error
+def _read_named(path: Path, columns: Columns) -> Points:
+    """Points of a CSV with a header, in its own coordinates and the file's order.
 
-
-def _numbered(path: Path, lines: list[tuple[int, list[str]]]) -> Points:
-    """Points without names, called by their place in the file: "1", "2", ..."""
+    Without a column of names they are called by their place. A row with a name and no coordinates, or
+    "defined" 0 (Slicer), is a missing landmark. Raises InputError, naming file and line, on duplicates
+    and on coordinates that are no finite numbers.
+    """
     points: Points = {}
-    for line, cells in lines:
-        point = checked_point(path, f"line {line}", cells[:3])
-        points[str(len(points) + 1)] = point
-    if any(len(cells) > 3 for _, cells in lines):
-        log.warning("%s: more than three numbers a line; the first three are taken", path)
+    undefined = []
+    for line, row in read_table(path, required=tuple(columns.axes)):
+        cells = [row[axis] for axis in columns.axes]
+        name = row[columns.name] if columns.name else str(len(points) + 1)
+        if not name:
+            raise InputError(f"{path}, line {line}: a landmark without a name")
+        if name in points:
+            raise InputError(f"{path}, line {line}: landmark {name!r} is there twice; keep one")
+        if row.get("defined", "1") == "0":
+            undefined.append(name)
+        elif any(cells):
+            points[name] = checked_point(path, f"line {line}: landmark {name!r}", cells)
+    log_left_out(path, undefined)
     return points
 
 
@@ -166,35 +209,6 @@ def _write_voxels(path: Path, points: Mapping[str, Array], image: Scan) -> None:
         for name, point in points.items():
             cells = [f"{value:.4f}" for value in apply_affine(inverse, point)]
             writer.writerow([name, *cells] if named else cells)
-
-
-def _read_named(path: str | os.PathLike[str]) -> dict[str, Array]:
-    """Landmarks of a CSV with the columns name,x,y,z: {name: [3] RAS mm}, in the file's order.
-
-    A row with a name and no coordinates is a missing landmark. Raises InputError, naming file and
-    line, on duplicates, missing columns, and coordinates that are no finite numbers.
-    """
-    path = Path(path)
-    points: dict[str, Array] = {}
-    for line, row in read_table(path, required=("name", "x", "y", "z")):
-        name, cells = row["name"], [row[axis] for axis in "xyz"]
-        if not name:
-            raise InputError(f"{path}, line {line}: a landmark without a name")
-        if name in points:
-            raise InputError(f"{path}, line {line}: landmark {name!r} is there twice; keep one")
-        if not any(cells):
-            continue
-        try:
-            point = np.array([float(cell) for cell in cells])
-        except ValueError:
-            point = np.full(3, np.nan)
-        if not np.isfinite(point).all():
-            raise InputError(
-                f"{path}, line {line}: landmark {name!r} has coordinates {', '.join(cells)}; three "
-                "finite numbers (RAS mm) are needed; leave the row out where it is missing"
-            )
-        points[name] = point
-    return points
 
 
 def _write_named(path: str | os.PathLike[str], points: Mapping[str, Array]) -> None:

@@ -4,31 +4,24 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
-import nibabel as nib
 import numpy as np
-from numpy.typing import NDArray
 
 from lmreg_jax.errors import InputError
-from lmreg_jax.imaging.volume import Volume, shear_notes, spacing
+from lmreg_jax.imaging.volume import Volume, spacing
 from lmreg_jax.io import headers
 from lmreg_jax.io.dicom import read_series
-from lmreg_jax.io.nifti import read_volume, unit_mm
+from lmreg_jax.io.nifti import read_nifti
 from lmreg_jax.io.nifti_stream import NIFTI
 from lmreg_jax.io.scan import (
     ITK_IMAGES,
     SERIES_MARK,
     Scan,
-    _triple,
     itk_affine,
     itk_reason,
     make_scan,
     simpleitk,
-    storage,
 )
-
-Array = NDArray[Any]
 
 
 def read_scan(path: str | os.PathLike[str]) -> Scan:
@@ -44,7 +37,7 @@ def read_scan(path: str | os.PathLike[str]) -> Scan:
     if not Path(name).exists():
         raise InputError(f"{name}: no such image")
     if name.lower().endswith(NIFTI):
-        return _read_nifti(name)
+        return read_nifti(name)
     if name.lower().endswith(ITK_IMAGES):
         return _read_itk(name)
     raise InputError(
@@ -64,6 +57,7 @@ def read_mask(source: str | os.PathLike[str] | Scan, scan: Scan) -> Volume:
         raise InputError(
             f"{path}: a mask on another grid than its scan: {_grid(mask)}, but {scan.path} has "
             f"{_grid(scan)}; resample the mask to the scan (nearest neighbour)"
+            + "".join(f". {s.path}: {note}" for s in (mask, scan) for note in s.notes)
         )
     labels = whole_labels(path, mask.volume)
     if not labels.data.any():
@@ -83,33 +77,27 @@ def whole_labels(path: str | os.PathLike[str], volume: Volume) -> Volume:
     return Volume(data, volume.affine)
 
 
-def _read_nifti(path: str) -> Scan:
-    volume = read_volume(path)  # checks all there is to check
-    image: Any = nib.load(path)
-    affine = np.array(image.affine, np.float64)
-    affine[:3] *= unit_mm(image)
-    proxy = image.dataobj
-    scaled = proxy.slope != 1 or proxy.inter != 0
-    dtype = storage(volume.data) if scaled else np.dtype(image.get_data_dtype().newbyteorder("="))
-    return Scan(volume, path, _triple(image.shape), affine, dtype, shear_notes(affine))
-
-
 def _read_itk(path: str) -> Scan:
     sitk = simpleitk(f"{path}: reading this format")
+    fields = headers.read_header(path)
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(path)
     try:
-        reader = headers.information(sitk, path)
+        reader.ReadImageInformation()
         size, channels = reader.GetSize(), reader.GetNumberOfComponents()
         if len(size) > 3 and all(n == 1 for n in size[3:]):
             reader.SetExtractSize([*size[:3], *([0] * (len(size) - 3))])
         elif len(size) != 3:
-            raise InputError(f"{path}: {len(size)}-D, {size}; a 3-D image is needed")
+            raise InputError(f"{path}: {len(size)}-D, {size}; expected a 3-D image")
         if channels != 1:
-            raise InputError(f"{path}: {channels} values a voxel; one is needed (save one channel)")
+            raise InputError(f"{path}: {channels} values a voxel; expected one (save one channel)")
         image = reader.Execute()
     except (RuntimeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not a readable image ({itk_reason(error)})") from error
+        raise InputError(
+            f"{path}: not a readable image ({itk_reason(error)}); copy or export it again"
+        ) from error
     data = sitk.GetArrayFromImage(image).transpose()
-    return make_scan(path, data, itk_affine(image), data.dtype)
+    return make_scan(path, data, itk_affine(image), data.dtype, headers.orientation_notes(path, fields))
 
 
 def _same_place(a: Scan, b: Scan) -> bool:

@@ -6,7 +6,7 @@ that results can be given back on the very grid that the user knows.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
 from typing import Any, NamedTuple
 
 import nibabel as nib
@@ -17,6 +17,8 @@ from numpy.typing import DTypeLike, NDArray
 from lmreg_jax.errors import InputError
 from lmreg_jax.imaging.volume import SPACING_LIMITS, Volume, check_axes, shear_notes, spacing
 from lmreg_jax.io.tables import reason
+
+log = logging.getLogger(__name__)
 
 Array = NDArray[Any]
 
@@ -68,23 +70,37 @@ def simpleitk(purpose: str) -> Any:
 def make_scan(path: str, data: Array, affine: Array, dtype: DTypeLike, notes: tuple[str, ...] = ()) -> Scan:
     """A checked Scan of an array [i, j, k] as stored and its affine (voxel -> RAS mm).
 
-    notes: what was done to it before. Raises InputError on NaN, fewer than 2 voxels along an axis, and
-    unusable spacings.
+    The one door of all scans, masks and label maps. notes: what is doubtful about the file, or was done
+    to it; logged. Integers keep their type, all else becomes float32. Raises InputError on NaN, fewer
+    than 2 voxels along an axis, and unusable affines.
     """
     if data.ndim != 3 or min(data.shape) < 2:
-        raise InputError(f"{path}: shape {data.shape}; a 3-D image, 2 or more voxels an axis, is needed")
+        raise InputError(
+            f"{path}: shape {data.shape}; expected a 3-D image, at least 2 voxels along each axis"
+        )
+    if not np.isfinite(affine).all():
+        raise InputError(f"{path}: the header's affine is not finite; export the image again")
     edges = spacing(affine)
-    if not np.isfinite(affine).all() or edges.min() < SPACING_LIMITS[0] or edges.max() > SPACING_LIMITS[1]:
-        raise InputError(f"{path}: voxel spacing {edges} mm; zero, tiny and huge spacings are refused")
+    if edges.min() < SPACING_LIMITS[0] or edges.max() > SPACING_LIMITS[1]:
+        raise InputError(
+            f"{path}: voxel spacing {' x '.join(f'{e:.4g}' for e in edges)} mm; zero, tiny and huge spacings"
+            " are refused"
+        )
     check_axes(path, affine)
     if data.dtype.kind not in "iu":
         data = data.astype(np.float32, copy=False)
         broken = data.size - int(np.isfinite(data).sum())
         if broken:
-            raise InputError(f"{path}: {broken} voxels are NaN or infinite; replace them (with air)")
+            raise InputError(
+                f"{path}: {broken} voxels are NaN or infinite; replace them (with air, -1000 HU, in a CT)"
+            )
+    notes = (*notes, *shear_notes(affine))
+    for note in notes:
+        log.warning("%s: %s", path, note)
     turn = io_orientation(affine)
     ras = Volume(apply_orientation(data, turn), affine @ inv_ornt_aff(turn, data.shape))
-    return Scan(ras, path, _triple(data.shape), affine, np.dtype(dtype), (*notes, *shear_notes(affine)))
+    shape = (int(data.shape[0]), int(data.shape[1]), int(data.shape[2]))
+    return Scan(ras, path, shape, affine, np.dtype(dtype), notes)
 
 
 def itk_affine(image: Any) -> Array:
@@ -105,7 +121,3 @@ def itk_reason(error: BaseException) -> str:
     """The last line of an ITK error: the first ones name its source files."""
     lines = [line for line in str(error).splitlines() if line.strip()]
     return lines[-1].strip() if lines else reason(error)
-
-
-def _triple(shape: Sequence[int]) -> tuple[int, int, int]:
-    return int(shape[0]), int(shape[1]), int(shape[2])

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import os
+import re
 import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-from numpy.typing import NDArray
 
 from lmreg_jax.errors import InputError
 
-Array = NDArray[Any]
+DECIMAL_COMMA = re.compile(r"^([+-]?\d+),(\d+)$")
 
 
 @contextmanager
@@ -34,19 +33,44 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise
 
 
+def text_of(path: Path, kind: str) -> str:
+    """The text of a file in UTF-8, or in UTF-16 with a byte order mark, as spreadsheets write it.
+
+    kind: what it should be, for the InputError where it is missing or no text.
+    """
+    try:
+        raw = path.read_bytes()
+        utf16 = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        return raw.decode("utf-16" if utf16 else "utf-8-sig")
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such table") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not a readable {kind} file ({reason(error)})") from error
+
+
+def read_rows(path: Path) -> list[list[str]]:
+    """The lines of a CSV as stripped cells, between commas, or semicolons or tabs if the first line has any.
+
+    Between these, a number with a decimal comma gets a point.
+    """
+    lines = text_of(path, "CSV").splitlines()
+    delimiter = next((d for d in ";\t" if lines and d in lines[0]), ",")
+    try:
+        rows = [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=delimiter, strict=True)]
+    except csv.Error as error:
+        raise InputError(f"{path}: not a readable CSV file ({reason(error)})") from error
+    if delimiter == ",":
+        return rows
+    return [[DECIMAL_COMMA.sub(r"\1.\2", cell) for cell in row] for row in rows]
+
+
 def read_table(path: Path, required: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
     """The rows of a CSV as (line number, {column: stripped cell}); blank lines are left out.
 
     Raises InputError, naming the file, where it cannot be read or lacks a `required` column.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")  # -sig: spreadsheets write a byte order mark
-        lines = list(csv.reader(text.splitlines(), strict=True))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such table") from None
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path}: not a readable CSV file ({reason(error)})") from error
-    header = [cell.strip().lower() for cell in lines[0]] if lines else []
+    lines = read_rows(path)
+    header = [cell.lower() for cell in lines[0]] if lines else []
     missing = [name for name in required if name not in header]
     if missing:
         raise InputError(
@@ -58,14 +82,14 @@ def read_table(path: Path, required: Sequence[str]) -> list[tuple[int, dict[str,
         raise InputError(f"{path}: a column is there twice in {','.join(header)}")
     rows = []
     for number, cells in enumerate(lines[1:], start=2):
-        if not any(cell.strip() for cell in cells):
+        if not any(cells):
             continue
-        if len(cells) > len(header) and any(cell.strip() for cell in cells[len(header) :]):
+        if len(cells) > len(header) and any(cells[len(header) :]):
             raise InputError(
                 f"{path}, line {number}: {len(cells)} cells for {len(header)} columns (a decimal "
                 "comma? write 1.5, not 1,5)"
             )
-        padded = [cell.strip() for cell in cells] + [""] * (len(header) - len(cells))
+        padded = cells + [""] * (len(header) - len(cells))
         rows.append((number, dict(zip(header, padded, strict=False))))
     return rows
 

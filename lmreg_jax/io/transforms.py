@@ -8,35 +8,30 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import subprocess
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
 from lmreg_jax.errors import InputError
 from lmreg_jax.imaging._slabs import slabs
 from lmreg_jax.imaging.transforms import Transform, affine_transform, displacement_component
-from lmreg_jax.io import headers
-from lmreg_jax.io.nifti import DAMAGE, check_claim, whole
-from lmreg_jax.io.nifti_stream import NIFTI, header_of, write_nifti
-from lmreg_jax.io.scan import ITK_IMAGES, LPS, itk_affine, itk_reason, simpleitk
-from lmreg_jax.io.tables import reason, replacing
+from lmreg_jax.io.fields import CONVERT, DENSE, SIGNS, VECTOR, of_field, read_field
+from lmreg_jax.io.nifti_stream import header_of, write_nifti
+from lmreg_jax.io.scan import LPS, itk_reason, simpleitk
+from lmreg_jax.io.tables import replacing
 
 Array = NDArray[Any]
 
-ITK_TRANSFORMS = (".h5", ".hdf5", ".tfm", ".txt", ".mat", ".xfm")
+ITK_TRANSFORMS = (".h5", ".hdf5", ".tfm", ".txt", ".mat")
+FOREIGN = {".xfm": "MINC", ".lta": "FreeSurfer", ".m3z": "FreeSurfer", ".mgz": "FreeSurfer", ".x5": "X5"}
 HDF5 = (".h5", ".hdf5")
 WRITTEN = (".h5", ".hdf5", ".tfm")
 FIELD_PRECISION = 8192  # of the composite's field: its derivatives count, too
-HDF5_CHUNK = 2**16  # numbers that are deflated together
 PRECISION = 1024  # dense fields are rounded to 1/1024 mm: the zeros compress, nobody misses the rest
-VECTOR, DISPLACEMENT = 1007, 1006  # NIfTI intents; ITK takes the first as LPS, the second as RAS
-SIGNS = LPS.diagonal()[:3]
+HDF5_CHUNK = 2**16  # numbers that are deflated together
 
 
 def write_displacement(
@@ -139,23 +134,24 @@ def _put_field(path: Path, displacement: Array) -> None:
 def read_transform(path: str | os.PathLike[str]) -> Transform:
     """A transform of ours, ITK, ANTs or Slicer: .h5 .tfm .txt .mat, or a dense displacement field.
 
-    Raises InputError where the file cannot be read, or is neither affine nor affine parts around
-    one displacement field.
+    Dense fields: what ITK writes (.nii.gz .mha .nrrd), and NiftyReg's deformation and displacement fields.
+    Raises InputError where the file cannot be read, holds another program's kind of field, or is neither
+    affine nor affine parts around one displacement field.
     """
     path = Path(path)
     if not path.exists():
         raise InputError(f"{path}: no such transform")
     name = path.name.lower()
-    if name.endswith(NIFTI):
-        transform = _read_nifti_field(path)
-    elif name.endswith(ITK_IMAGES):
-        transform = _read_itk_field(path)
+    if name.endswith(DENSE):
+        transform = read_field(path)
     elif name.endswith(ITK_TRANSFORMS):
         transform = _read_itk_transform(path)
+    elif path.suffix.lower() in FOREIGN:
+        raise InputError(f"{path}: a transform of {FOREIGN[path.suffix.lower()]}; {CONVERT}")
     else:
         raise InputError(
-            f"{path}: not a kind of transform that can be read; an ITK transform "
-            f"({' '.join(ITK_TRANSFORMS)}) or a displacement field (.nii.gz .mha .nrrd) is needed"
+            f"{path}: not a kind of transform that can be read; expected an ITK transform "
+            f"({' '.join(ITK_TRANSFORMS)}) or a displacement field (.nii.gz .mha .nrrd)"
         )
     for part in (transform.pre, transform.post, transform.displacement):
         if not np.isfinite(part).all():
@@ -177,14 +173,14 @@ def _itk_matrix(sitk: Any, matrix: Array) -> Any:
 
 def _read_itk_transform(path: Path) -> Transform:
     sitk = simpleitk(f"{path}: reading an ITK transform")
-    if path.suffix.lower() in HDF5:
-        _check_in_a_child(path)
+    if path.suffix.lower() not in HDF5:
+        _check_text(path)
     try:
         parts = _flat(sitk.ReadTransform(str(path)).Downcast())
     except (RuntimeError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not a readable ITK transform ({itk_reason(error)})") from error
     if any(part.GetDimension() != 3 for part in parts):
-        raise InputError(f"{path}: a transform of {parts[0].GetDimension()}-D points; 3-D is needed")
+        raise InputError(f"{path}: a transform of {parts[0].GetDimension()}-D points; expected 3-D")
     fields = [i for i, part in enumerate(parts) if not part.IsLinear()]
     if not fields:
         return affine_transform(_product(parts))
@@ -195,15 +191,24 @@ def _read_itk_transform(path: Path) -> Transform:
             "used: make one of it (SimpleITK: TransformToDisplacementField; ANTs: one composite)"
         )
     post, field, pre = parts[: fields[0]], parts[fields[0]], parts[fields[0] + 1 :]
-    return _of_field(sitk, field.GetDisplacementField())._replace(post=_product(post), pre=_product(pre))
+    return of_field(sitk, field.GetDisplacementField())._replace(post=_product(post), pre=_product(pre))
 
 
-def _check_in_a_child(path: Path) -> None:
-    """ITK's HDF5 reader crashes over some damaged files: let it do so in a process of its own."""
-    program = "import sys, SimpleITK; SimpleITK.ReadTransform(sys.argv[1])"
-    answer = subprocess.run([sys.executable, "-c", program, str(path.absolute())], capture_output=True)
-    if answer.returncode < 0:
-        raise InputError(f"{path}: damaged HDF5: its reader crashes over it; copy or make the file again")
+def _check_text(path: Path) -> None:
+    """InputError, with the name, over text that other programs keep in files of ITK's endings."""
+    start = path.read_bytes()[:4000].decode("latin-1").strip()
+    if start.startswith("("):
+        raise InputError(f"{path}: a parameter file of elastix; {CONVERT}")
+    words = start.split()
+    try:
+        bare = len(words) >= 9 and all(np.isfinite(float(word)) for word in words[:16])
+    except ValueError:
+        return
+    if bare:
+        raise InputError(
+            f"{path}: a bare matrix (FSL flirt? NiftyReg?), which does not say in which coordinates, and in"
+            f" which direction; {CONVERT}"
+        )
 
 
 def _flat(transform: Any) -> list[Any]:
@@ -227,46 +232,3 @@ def _product(parts: Sequence[Any]) -> Array:
         matrix[:3, 3] = zero
         out = out @ matrix
     return LPS @ out @ LPS
-
-
-def _of_field(sitk: Any, image: Any) -> Transform:
-    vectors = sitk.GetArrayFromImage(image).transpose(2, 1, 0, 3) * SIGNS
-    return Transform(np.eye(4), vectors.astype(np.float32), itk_affine(image), np.eye(4))
-
-
-def _read_itk_field(path: Path) -> Transform:
-    sitk = simpleitk(f"{path}: reading this format")
-    try:
-        image = headers.information(sitk, path).Execute()
-    except (RuntimeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not a readable field ({itk_reason(error)})") from error
-    if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 3:
-        raise InputError(f"{path}: no displacement field: 3-D with three numbers a voxel is needed")
-    return _of_field(sitk, image)
-
-
-def _read_nifti_field(path: Path) -> Transform:
-    try:
-        image: Any = nib.load(path)
-        shape = tuple(image.shape)
-        if len(shape) != 5 or shape[3:] != (1, 3) or min(shape[:3]) < 2:
-            raise InputError(
-                f"{path}: shape {shape}; no displacement field of ITK: [X, Y, Z, 1, 3] is needed"
-            )
-        if image.get_data_dtype().kind not in "iuf":
-            raise InputError(f"{path}: voxels of type {image.get_data_dtype()}; real numbers are needed")
-        check_claim(path, image)
-        vectors = np.asarray(whole(path, image), np.float32)[..., 0, :]
-    except DAMAGE as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path}: not a readable displacement field ({reason(error)})") from error
-    intent = int(image.header["intent_code"])
-    if intent not in (VECTOR, DISPLACEMENT):
-        raise InputError(
-            f"{path}: NIfTI intent {intent}; {VECTOR} (vector, as ITK and ANTs write it) is needed "
-            "to know that it holds displacements in LPS mm"
-        )
-    signs = SIGNS if intent == VECTOR else np.ones(3)
-    grid = np.array(image.affine, np.float64)
-    return Transform(np.eye(4), vectors * signs.astype(np.float32), grid, np.eye(4))

@@ -133,6 +133,36 @@ def test_a_bright_spot_lands_where_its_point_lands(pair: Pair, tmp_path: Path) -
     np.testing.assert_allclose(centre, fixed_point, atol=2.0)
 
 
+@pytest.mark.parametrize("codes", [(2, 1), (1, 2), (0, 0)], ids=str)
+def test_scans_with_contradictory_headers_are_warped_as_itk_does(
+    codes: tuple[int, int], pair: Pair, tmp_path: Path
+) -> None:
+    """The transform in SimpleITK, on the user's own files, gives the same image."""
+    sitk = pytest.importorskip("SimpleITK")
+    raw = bytearray(nib.load(pair.moving).to_bytes())
+    shifted = nib.Nifti1Header(bytes(raw[:348]))
+    qform = shifted.get_qform()
+    qform[2, 3] += 40
+    shifted.set_qform(qform, codes[1])
+    shifted["sform_code"], shifted["qform_code"] = codes
+    (tmp_path / "m.nii").write_bytes(shifted.binaryblock + bytes(raw[348:]))
+    write_itk(tmp_path / "t.h5", affine_transform(np.eye(4)))
+    warp(
+        image=tmp_path / "m.nii",
+        transform=tmp_path / "t.h5",
+        reference=pair.fixed,
+        fill=-1000,
+        output=tmp_path / "out.nii.gz",
+    )
+    fixed, moving = (sitk.ReadImage(str(p), sitk.sitkFloat32) for p in (pair.fixed, tmp_path / "m.nii"))
+    transform = sitk.ReadTransform(str(tmp_path / "t.h5"))
+    theirs = sitk.Resample(moving, fixed, transform, sitk.sitkLinear, -1000.0)
+    ours = sitk.ReadImage(str(tmp_path / "out.nii.gz"), sitk.sitkFloat32)
+    difference = np.abs(sitk.GetArrayFromImage(theirs) - sitk.GetArrayFromImage(ours))
+    assert np.mean(difference) < 0.5  # rounded to int16
+    assert np.std(sitk.GetArrayFromImage(ours)) > 50
+
+
 def test_image_keeps_type_and_air(pair: Pair, tmp_path: Path) -> None:
     warp(image=pair.moving, transform=pair.transform, reference=pair.fixed, output=tmp_path / "o.nii.gz")
     out = read_scan(tmp_path / "o.nii.gz")
@@ -215,7 +245,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     folder = tmp_path / "results"
     folder.mkdir()
     write_points(tmp_path / "in.csv", POINTS)
-    (tmp_path / "l2r.csv").write_text("1,2,3\n", encoding="utf-8")
+    (tmp_path / "l2r.csv").write_text("11,2,3\n", encoding="utf-8")
     write_points(tmp_path / "far.csv", POINTS | {"lost": np.array([2000.0, 0, 0])})
     write_displacement(tmp_path / "d.nii.gz", spaces.transform(), spaces.SHAPE, spaces.grid())
     away = affine_transform(translation(5000, 0, 0))

@@ -15,6 +15,7 @@ from scipy import ndimage
 from lmreg_jax.imaging.inverse import inverse_points, invert
 from lmreg_jax.imaging.transforms import (
     Transform,
+    affine_transform,
     dense_displacement,
     jacobian,
     transform_points,
@@ -195,3 +196,23 @@ def test_nearest_is_itks_nearest(tmp_path: Path) -> None:
     ours = warp_labels(t, moving, spaces.SHAPE, spaces.grid())
     # Noise: a half-way position that rounds the other way shows; there are next to none.
     assert np.mean(ours != sitk.GetArrayFromImage(theirs).T) < 1e-3
+
+
+@pytest.mark.parametrize("padding", [-2000, -3024])
+def test_padding_of_a_ct_is_not_blended_into_the_image(padding: int) -> None:
+    """Between measured voxels and padding stands what was measured, beyond it the fill; nothing else."""
+    moving = spaces.ct()
+    inside = moving.data.copy()
+    padded = moving.data.copy()
+    x, y, _ = np.ogrid[: padded.shape[0], : padded.shape[1], :1]
+    padded[np.broadcast_to((x - 19.5) ** 2 + (y - 16.5) ** 2 > 15**2, padded.shape)] = padding
+    half = affine_transform(np.eye(4))
+    shifted = moving.affine.copy()
+    shifted[:3, 3] += 0.5 * np.array(spaces.EDGES)
+    out = warp_image(half, Volume(padded, moving.affine), padded.shape, shifted, fill=AIR)
+    whole = warp_image(half, Volume(inside, moving.affine), padded.shape, shifted, fill=AIR)
+    assert out.min() >= AIR
+    core = np.broadcast_to((x - 19) ** 2 + (y - 16) ** 2 < 13**2, padded.shape)[:-1, :-1, :-1]
+    np.testing.assert_allclose(out[:-1, :-1, :-1][core], whole[:-1, :-1, :-1][core], atol=1e-3)
+    rim = (out != AIR) & (out != whole)
+    assert rim.any() and out[rim].min() >= inside.min()

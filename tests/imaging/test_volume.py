@@ -161,7 +161,7 @@ def test_bad_landmark_files_are_refused_by_name(tmp_path, text, words):
 def test_landmark_files_that_are_no_text(tmp_path):
     with pytest.raises(InputError, match="no such table"):
         read_points(tmp_path / "none.csv")
-    (tmp_path / "b.csv").write_bytes(b"\xff\xfe\x00\x81")
+    (tmp_path / "b.csv").write_bytes(b"\x80\xfe\x00\x81")
     with pytest.raises(InputError, match="not a readable CSV"):
         read_points(tmp_path / "b.csv")
 
@@ -207,25 +207,11 @@ def test_damaged_compression_is_refused(tmp_path):
     refused(path, "truncated or damaged|not a readable")
 
 
-@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
-def test_a_header_that_claims_terabytes_is_refused_before_allocating(tmp_path, name):
-    header = nib.Nifti1Header()
-    header.set_data_dtype(np.int16)
-    header["dim"][:4] = (3, 30000, 30000, 30000)
-    header["pixdim"][1:4] = 1
-    header["vox_offset"], header["magic"] = 352, b"n+1"
-    header["sform_code"] = 1
-    header.set_sform(np.eye(4), 1)
-    raw = header.binaryblock + b"\0" * 4
-    (tmp_path / name).write_bytes(gzip.compress(raw) if name.endswith("gz") else raw)
-    refused(tmp_path / name, "more than the .* bytes of the file can hold")
-
-
 def test_images_of_another_kind_are_refused(tmp_path):
-    refused(save(tmp_path / "b.nii", np.zeros((4, 4, 4, 2), np.float32)), "a 3-D image is needed")
-    refused(save(tmp_path / "c.nii", np.zeros((4, 4), np.float32)), "a 3-D image is needed")
-    refused(save(tmp_path / "d.nii", np.zeros((4, 4, 1), np.float32)), "at least 2 voxels")
-    refused(save(tmp_path / "e.nii", np.zeros((4, 4, 4), np.complex64)), "one real number")
+    refused(save(tmp_path / "b.nii", np.zeros((4, 4, 4, 2), np.float32)), "expected a 3-D image")
+    refused(save(tmp_path / "c.nii", np.zeros((4, 4), np.float32)), "expected a 3-D image")
+    refused(save(tmp_path / "d.nii", np.zeros((4, 4, 1), np.float32)), "at least 2 voxels along each")
+    refused(save(tmp_path / "e.nii", np.zeros((4, 4, 4), np.complex64)), "expected one real number")
 
 
 def test_voxels_that_are_no_numbers_are_counted(tmp_path):

@@ -108,11 +108,74 @@ def test_voxels_count_the_axes_as_stored(scan: Scan, tmp_path: Path) -> None:
     np.testing.assert_allclose(as_mm["2"], [9.5, 22, 11.25])
 
 
+FCSV = (
+    "# Markups fiducial file version = 5.6\n# CoordinateSystem = LPS\n"
+    "# columns = id,x,y,z,ow,ox,oy,oz,vis,sel,lock,label,desc,associatedNodeID\n"
+)
+
+
+def test_points_that_were_never_placed_are_left_out(tmp_path: Path, caplog: Any) -> None:
+    """Statuses of Slicer: 0 undefined, 1 preview, 2 placed, 3 marked as missing; "defined" in its tables."""
+    rows = [f"{i},{10 * i},20,30,0,0,0,1,1,1,0,p{i},,,{i},0" for i in range(4)]
+    old = "9,90,20,30,0,0,0,1,1,1,0,old,,"  # of a Slicer that knew no status
+    (tmp_path / "u.fcsv").write_text(FCSV + "\n".join([*rows, old]), encoding="utf-8")
+    points = read_points(tmp_path / "u.fcsv")
+    assert list(points) == ["p2", "old"]
+    np.testing.assert_allclose(points["p2"], [-20, -20, 30])
+    assert "u.fcsv: not placed, left out: p0, p1, p3" in caplog.text
+    table = "label,l,p,s,defined,selected\na,1,2,3,1,1\nb,0,0,0,0,1\n"
+    (tmp_path / "t.csv").write_text(table, encoding="utf-8")
+    points = read_points(tmp_path / "t.csv")
+    assert list(points) == ["a"] and points["a"].tolist() == [-1, -2, 3]
+    (tmp_path / "none.fcsv").write_text(FCSV + rows[0], encoding="utf-8")
+    with pytest.raises(InputError, match="no points"):
+        read_points(tmp_path / "none.fcsv")
+
+
+def markups(**entries: Any) -> str:
+    point = {"label": "a", "position": [1000, -2000, 3000]}
+    return json.dumps({"markups": [{"coordinateSystem": "LPS", "controlPoints": [point]} | entries]})
+
+
+@pytest.mark.parametrize(
+    ("unit", "scale"), [("mm", 1), ("um", 1e-3), (["um", "UCUM", "micrometer"], 1e-3), ("cm", 10)], ids=str
+)
+def test_the_unit_of_markups_is_obeyed(unit: Any, scale: float, tmp_path: Path) -> None:
+    (tmp_path / "p.mrk.json").write_text(markups(coordinateUnits=unit), encoding="utf-8")
+    expected = np.array([-1000, 2000, 3000]) * scale
+    np.testing.assert_allclose(read_points(tmp_path / "p.mrk.json")["a"], expected)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "name,x,y,z,confidence\na,1.5,2,3,0.9\n",
+        "name;x;y;z;note\na;1,5;2;3;x\n",
+        "label\tr\ta\ts\na\t1.5\t2\t3\n",
+        "Label,L,P,S\na,-1.5,-2,3\n",
+        "name,z,y,x\na,3,2,1.5\n",
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_tables_of_other_programs(text: str, encoding: str, tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_text(text, encoding=encoding)
+    points = read_points(tmp_path / "p.csv")
+    assert list(points) == ["a"]
+    np.testing.assert_allclose(points["a"], [1.5, 2, 3])
+
+
+def test_columns_i_j_k_are_voxels(scan: Scan, tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_text("name,i,j,k\na,9,12,15\n", encoding="utf-8")
+    assert holds_voxels(tmp_path / "p.csv")
+    expected = apply_affine(scan.affine, [9, 12, 15])
+    np.testing.assert_allclose(read_points(tmp_path / "p.csv", scan)["a"], expected)
+
+
 @pytest.mark.parametrize(
     ("name", "text", "said"),
     [
         ("p.csv", "x,y,z\n1,2,3\n", "could be mm or voxels"),
-        ("p.csv", "1,2,3\n", "name the image"),
+        ("p.csv", "4,2,3\n", "name the image"),
         ("p.csv", "name,x,y\na,1,2\n", "column z is missing"),
         ("p.csv", "name,x,y,z\na,1,2,nan\n", "three finite numbers"),
         ("p.csv", "", "missing"),
@@ -123,6 +186,17 @@ def test_voxels_count_the_axes_as_stored(scan: Scan, tmp_path: Path) -> None:
         ("p.mrk.json", "{}", "not a Slicer markups file"),
         ("p.mrk.json", '{"markups": []}', "no points"),
         ("p.mrk.json", "[1", "not a Slicer markups file"),
+        ("p.csv", "0,1,2\n20,30,40\n", "seems to name the columns by number"),
+        ("p.csv", "1,2,3\n20,30,40\n", "seems to name the columns by number"),
+        ("p.csv", ",0,1,2\n0,20,30,40\n", "seems to name the columns by number"),
+        ("p.csv", "0,20,30,40\n1,22,30,40\n", "4 numbers, and no header"),
+        ("p.csv", "name,x,y,z,i,j,k\na,1,2,3,4,5,6\n", "coordinates twice, xyz and ijk"),
+        ("p.csv", "name,i,j,k\na,1,2,3\n", "name the image"),
+        ("p.csv", "name,x,y,z\na,1,2,3\na,1,2,3\n", "'a' is there twice"),
+        ("p.mrk.json", markups(type="Line"), "a markup of the type Line"),
+        ("p.mrk.json", markups(type="ROI"), "a markup of the type ROI"),
+        ("p.mrk.json", markups(coordinateUnits="inch"), "coordinateUnits inch"),
+        ("p.mrk.json", markups(coordinateSystem=7), "coordinate system 7"),
         ("p.txt", "1 2 3", "not a kind of points"),
     ],
 )

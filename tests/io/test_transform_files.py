@@ -208,6 +208,8 @@ def broken(folder: Path, what: str) -> Path:
     else:
         path = path.with_suffix(".nii.gz")
         data: Any = np.zeros((4, 5, 6, 1, 3), np.float32)
+        if what == "cut short":
+            data = np.random.default_rng(0).normal(size=data.shape).astype(np.float32)
         if what == "an image":
             data = data[..., 0, 0]
         if what == "not finite":
@@ -217,8 +219,8 @@ def broken(folder: Path, what: str) -> Path:
         image = nib.Nifti1Image(data, np.eye(4))
         image.header.set_intent("none" if what == "no intent" else "vector")
         nib.save(image, path)
-        if what == "truncated":
-            path.write_bytes(path.read_bytes()[:-40])
+        if what in ("truncated", "cut short"):
+            path.write_bytes(path.read_bytes()[:-20])
     return path
 
 
@@ -233,10 +235,11 @@ def broken(folder: Path, what: str) -> Path:
         ("singular", "singular"),
         ("other kind", "not a kind of transform"),
         ("an image", "no displacement field"),
-        ("colours", "real numbers are needed"),
+        ("colours", "expected real numbers"),
         ("not finite", "not finite"),
         ("no intent", "intent 0"),
-        ("truncated", "not a readable displacement field"),
+        ("truncated", "not a readable NIfTI image"),
+        ("cut short", "truncated or damaged"),
     ],
 )
 def test_what_is_no_transform_is_refused(what: str, said: str, tmp_path: Path) -> None:
@@ -244,6 +247,94 @@ def test_what_is_no_transform_is_refused(what: str, said: str, tmp_path: Path) -
     with pytest.raises(InputError) as caught:
         read_transform(path)
     assert said in str(caught.value) and path.name in str(caught.value)
+
+
+def field_file(path: Path, vectors: Any, grid: Any, code: int = 1007, name: str = "", p1: float = 0) -> Path:
+    """A dense NIfTI field [X, Y, Z, 1, 3] with an intent."""
+    image = nib.Nifti1Image(np.asarray(vectors, np.float32)[:, :, :, None], grid)
+    header = image.header
+    header["intent_code"], header["intent_name"], header["intent_p1"] = code, name.encode(), p1
+    nib.save(image, path)
+    return path
+
+
+GRID = spaces.rotation((5, -8, 12)) @ spaces.grid((9, 8, 7), (10.0, 12.0, 14.0))
+PLACES = apply_affine(GRID, np.stack(np.meshgrid(range(9), range(8), range(7), indexing="ij"), -1))
+SHIFT = np.array([5.0, 7.0, -9.0])
+
+
+@pytest.mark.parametrize(("kind", "vectors"), [(0, PLACES + SHIFT), (1, 0 * PLACES + SHIFT)])
+def test_niftyregs_fields_are_ras_mm(kind: int, vectors: Any, tmp_path: Path) -> None:
+    path = field_file(tmp_path / "n.nii.gz", vectors, GRID, name="NREG_TRANS", p1=kind)
+    points = PLACES[2:5, 2:5, 2:5].reshape(-1, 3) + 1.5
+    np.testing.assert_allclose(transform_points(read_transform(path), points), points + SHIFT, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("options", "vectors", "said"),
+    [
+        ({"name": "NREG_TRANS", "p1": 2}, 0 * PLACES, "a cubic spline grid"),
+        ({"name": "NREG_TRANS", "p1": 5}, 0 * PLACES, "a spline grid of a velocity"),
+        ({"name": "NREG_TRANS", "p1": 9}, 0 * PLACES, "kind 9"),
+        ({"name": "Mapping"}, PLACES, "of SPM"),
+        ({"name": "whatever"}, 0 * PLACES, "'whatever'"),
+        ({"code": 2006}, 0 * PLACES, "FNIRT displacement field"),
+        ({"code": 2007}, 0 * PLACES, "FNIRT coefficients"),
+        ({"code": 2018}, 0 * PLACES, "topup"),
+        ({}, PLACES + SHIFT, "are positions"),
+        ({}, PLACES * spaces.LPS_SIGNS + SHIFT, "are positions"),
+    ],
+)
+def test_fields_of_other_programs_are_refused_by_name(
+    options: Any, vectors: Any, said: str, tmp_path: Path
+) -> None:
+    path = field_file(tmp_path / "w.nii.gz", vectors, GRID, **options)
+    with pytest.raises(InputError, match=said):
+        read_transform(path)
+
+
+def test_a_field_without_axis_for_time_may_hold_voxels(tmp_path: Path) -> None:
+    nib.save(nib.Nifti1Image(np.zeros((9, 8, 7, 3), np.float32), GRID), tmp_path / "disp_0001.nii.gz")
+    with pytest.raises(InputError, match=r"\(9, 8, 7, 3\); four axes hold voxels"):
+        read_transform(tmp_path / "disp_0001.nii.gz")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("a.mat", "1 0 0 5\n0 1 0 6\n0 0 1 7\n0 0 0 1\n", "a bare matrix"),
+        ("a.txt", '(Transform "EulerTransform")\n', "elastix"),
+        ("a.xfm", "MNI Transform File\n", "MINC"),
+        ("a.lta", "type = 1\n", "FreeSurfer"),
+    ],
+)
+def test_texts_of_other_programs_are_refused_by_name(name: str, text: str, said: str, tmp_path: Path) -> None:
+    pytest.importorskip("SimpleITK")
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    with pytest.raises(InputError, match=said):
+        read_transform(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        (b"space: left-posterior-superior", b"space: right-anterior-superior", "NRRD space right-anterior"),
+        (b"space: left-posterior-superior", b"space dimension: 3", "names no space"),
+        (b"type: float", b"type: int", "colours"),
+    ],
+)
+def test_an_nrrd_is_taken_for_a_field_only_in_lps(old: bytes, new: bytes, said: str, tmp_path: Path) -> None:
+    sitk = pytest.importorskip("SimpleITK")
+    image = sitk.GetImageFromArray(np.ones((4, 5, 6, 3), np.float32), isVector=True)
+    sitk.WriteImage(image, str(tmp_path / "f.nrrd"))
+    np.testing.assert_allclose(
+        read_transform(tmp_path / "f.nrrd").displacement, np.ones((6, 5, 4, 3)) * LPS_SIGNS
+    )
+    content = (tmp_path / "f.nrrd").read_bytes()
+    assert old in content
+    (tmp_path / "f.nrrd").write_bytes(content.replace(old, new))
+    with pytest.raises(InputError, match=said):
+        read_transform(tmp_path / "f.nrrd")
 
 
 def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
