@@ -45,18 +45,23 @@ def read_side(path: str | os.PathLike[str], mask: str | os.PathLike[str] | None 
     empty, on another grid or not of lungs.
     """
     scan = read_scan(path)
+    return side_of(scan) if mask is None else side_of(scan, read_mask(mask, scan), mask)
+
+
+def side_of(scan: Scan, mask: Volume | None = None, mask_path: str | os.PathLike[str] = "") -> Side:
+    """`read_side` of a scan that has been read, and of labels on its grid, whose file messages name."""
     check_ct(scan)
     if mask is None:
         try:
             lungs, source = segment_lungs(scan.volume), "segmented"
         except InputError:
             raise InputError(
-                f"{path}: no lungs found, there is no air inside a body (a scan of head or abdomen?);"
+                f"{scan.path}: no lungs found, there is no air inside a body (a scan of head or abdomen?);"
                 " a chest CT in HU is needed, or give the lungs as a mask"
             ) from None
     else:
-        lungs, source = _sided(read_mask(mask, scan)), "given"
-        _check_lungs(mask, lungs, scan)
+        lungs, source = sided(mask), "given"
+        _check_lungs(mask_path, lungs, scan)
     report = lung_report(lungs)
     if np.any(lungs.data == RIGHT):
         warnings = (*scan.notes, *report.warnings)
@@ -105,7 +110,7 @@ def check_pair(fixed: Scan, moving: Scan) -> None:
         raise InputError(f"{fixed.path} and {moving.path}: identical images; give two different scans")
 
 
-def _sided(mask: Volume) -> Volume:
+def sided(mask: Volume) -> Volume:
     """Labels 1 left and 2 right where the mask holds just these, else 1."""
     found = np.unique(mask.data)
     sided = set(found.tolist()) == {0, LEFT, RIGHT}

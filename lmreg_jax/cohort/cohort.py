@@ -83,7 +83,8 @@ def read_cohort(
     those to use, in this order (default: all found). alignment: "elastix", "moments" (of the lung
     masks), "none" (shift only), "identity" (scans lie in one space already), "auto": elastix where
     installed, else moments. reference: a case's name; default the most central training case.
-    lungs: "file", "segment", "none", "auto": the file, else segmented where it looks like a CT.
+    lungs: "file", "segment", "none", "required": the file, else segmented; "auto": the same where the
+    scan looks like a CT.
     cache: folder for the prepared arrays. policy: what a case that cannot be read or used does:
     "strict" stops, "skip" leaves it out and says so. Raises InputError on whatever the user can mend.
     """

@@ -11,7 +11,7 @@ from lmreg_jax.affine import elastix
 from lmreg_jax.errors import InputError
 
 ALIGNMENTS = ("auto", "elastix", "moments", "none", "identity")
-LUNGS = ("auto", "file", "segment", "none")
+LUNGS = ("auto", "file", "segment", "required", "none")
 WINDOWS = ("hu", "percentile")
 POLICIES = ("strict", "skip")
 
