@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lmreg_jax.affine.moments import Moments, mask_moments
-from lmreg_jax.anatomy.chest import Side, side_of, sided
+from lmreg_jax.anatomy.chest import Side, read_side, sided
 from lmreg_jax.anatomy.lungs import cut_off
 from lmreg_jax.cohort.options import Options
 from lmreg_jax.cohort.table import Row
@@ -72,7 +72,7 @@ class Subject(NamedTuple):
 def read_subject(row: Row, options: Options) -> Subject:
     """Reads and checks all files of a subject; segments its lungs where `options.lungs` says so.
 
-    Raises InputError, naming the file, on what `read_scan`, `side_of` and `check_points` refuse.
+    Raises InputError, naming the file, on what `read_scan`, `read_side` and `check_points` refuse.
     """
     scan = read_scan(row.image)
     side, notes = _side(scan, row, options)
@@ -100,9 +100,9 @@ def _side(scan: Scan, row: Row, options: Options) -> tuple[Side | None, tuple[st
     mask = None if row.lungs is None or options.lungs == "segment" else _mask_on(scan, row.lungs)
     required = options.lungs in ("segment", "required")
     if not required and not looks_like_ct(scan.volume):
-        return (None if mask is None else Side(scan, sided(mask), "given", (), ())), scan.notes
+        return (None if mask is None else Side(scan, sided(mask.volume), "given", (), ())), scan.notes
     try:
-        side = side_of(scan, mask, row.lungs or "")
+        side = read_side(scan, mask)
     except InputError as error:
         if required or mask is not None:
             raise
@@ -110,22 +110,24 @@ def _side(scan: Scan, row: Row, options: Options) -> tuple[Side | None, tuple[st
     return side, side.warnings
 
 
-def _mask_on(scan: Scan, path: Path) -> Volume:
+def _mask_on(scan: Scan, path: Path) -> Scan:
     """The labels of a mask's file on the scan's grid; a mask on another grid is resampled to it."""
-    mask = whole_labels(path, read_scan(path).volume)
-    if not mask.data.any():
+    mask = read_scan(path)
+    labels, affine = whole_labels(path, mask.volume)
+    if not labels.any():
         raise InputError(f"{path}: the lung mask is empty; leave its cell empty instead")
-    data, affine = scan.volume
-    if mask.data.shape == data.shape and np.allclose(mask.affine, affine, rtol=0, atol=SAME_GRID_MM):
-        return Volume(mask.data, affine)
-    labels = resample(mask, data.shape, affine, order=0, fill=0)
-    before, after = (np.count_nonzero(m) * np.linalg.det(a) for m, a in (mask, (labels, affine)))
-    if after < 0.5 * before:
-        raise InputError(
-            f"{path}: {100 * (1 - after / before):.0f} % of it lies outside {scan.path}; its affine is of"
-            " another scan, or one of the two was saved without its orientation"
-        )
-    return Volume(labels, affine)
+    grid = scan.volume
+    same = labels.shape == grid.data.shape
+    if not same or not np.allclose(affine, grid.affine, rtol=0, atol=SAME_GRID_MM):
+        before = np.count_nonzero(labels) * np.linalg.det(affine)
+        labels = resample(Volume(labels, affine), grid.data.shape, grid.affine, order=0, fill=0)
+        inside = np.count_nonzero(labels) * np.linalg.det(grid.affine) / before
+        if inside < 0.5:
+            raise InputError(
+                f"{path}: {100 * (1 - inside):.0f} % of it lies outside {scan.path}; its affine is of"
+                " another scan, or one of the two was saved without its orientation"
+            )
+    return mask._replace(volume=Volume(labels, grid.affine))
 
 
 def _packed(side: Side, row: Row) -> Lungs:
