@@ -70,20 +70,21 @@ def run(args: argparse.Namespace) -> None:
     from lmreg_jax.report.overview import quality_picture
 
     check_output(args.output, force=args.force, known=KNOWN)
-    scans = sources(args.scans, args.masks, args.landmarks, args.points)
+    rows, pairs = sources(args.scans, args.masks, args.landmarks, args.points)
     clock = Clock(quiet=args.quiet)
-    if len(scans.rows) > 1 and args.affine == "auto" and not elastix.installed():
+    if len(rows) > 1 and args.affine == "auto" and not elastix.installed():
         print(
             "note: itk-elastix is not installed: aligned by the lungs' moments only"
             ' (pip install "lmreg_jax[elastix]")',
             file=sys.stderr,
         )
-    if args.affine in ("auto", "elastix") and len(scans.rows) > 1:
+    if args.affine in ("auto", "elastix") and len(rows) > 1:
         elastix.start()  # it loads while the scans are read
     x, y, z = args.shape
     with new_folder(args.output, force=args.force, known=KNOWN) as folder:
         record = preprocess(
-            scans,
+            rows,
+            pairs,
             folder,
             reference=args.reference,
             shape=(x, y, z),
@@ -96,4 +97,4 @@ def run(args: argparse.Namespace) -> None:
     for name, case in record["cases"].items():
         for warning in case["warnings"]:
             print(f"note: {name}: {warning}", file=sys.stderr)
-    print(f"{args.output}: {len(scans.rows)} cases in {clock.total():.0f} s; look at {args.output / 'qc'}")
+    print(f"{args.output}: {len(rows)} cases in {clock.total():.0f} s; look at {args.output / 'qc'}")

@@ -11,6 +11,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -40,7 +41,7 @@ CLIPPED_HU = (-1024.0, 3071.0)  # padding and metal beyond must not spread when 
 
 
 class Plan(NamedTuple):
-    """What is known before the first image is resampled; skipped: {name: reason}, grows until the last."""
+    """All but the images on the grid; skipped: {name: reason}, complete when the last one has been placed."""
 
     subjects: list[Subject]
     reference: Reference
@@ -90,14 +91,8 @@ def prepare(rows: list[Row], options: Options, progress: bool) -> tuple[Iterator
 def plan(rows: list[Row], options: Options, progress: bool) -> Plan:
     """Reads all subjects and the reference. Raises InputError where none is left to be the reference."""
     skipped: dict[str, str] = {}
-
-    def read(row: Row) -> Subject:
-        return read_subject(row, options)
-
-    def to_reference(subject: Subject) -> Reference:
-        return read_reference(subject, options)
-
-    reading = _or_skipped(read, skipped, options.policy)
+    reading = _or_skipped(partial(read_subject, options=options), skipped, options.policy)
+    referring = _or_skipped(partial(read_reference, options=options), skipped, options.policy)
     subjects = [s for s in _in_order(reading, rows, "lungs", progress) if s is not None]
     names = (
         _shared_names([(s.row.landmarks, s.landmarks) for s in subjects], options.landmark_names),
@@ -111,7 +106,7 @@ def plan(rows: list[Row], options: Options, progress: bool) -> Plan:
                 f"{next(iter(skipped.values()))}"
             )
         chosen = choose_reference(subjects, options.reference)
-        reference = _or_skipped(to_reference, skipped, options.policy)(subjects[chosen])
+        reference = referring(subjects[chosen])
         if reference is None:
             subjects.pop(chosen)
     return Plan(subjects, reference, names, skipped)

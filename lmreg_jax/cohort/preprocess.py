@@ -16,14 +16,13 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lmreg_jax.cohort.options import checked_options
 from lmreg_jax.cohort.prepare import AIR_HU, CLIPPED_HU, Placed, place_all, plan
-from lmreg_jax.cohort.subject import Subject
 from lmreg_jax.cohort.table import FILES, TABLE, Row, case_name, is_cohort, read_cases, read_pairs
 from lmreg_jax.errors import InputError
 from lmreg_jax.imaging.intensity import WINDOW
@@ -39,21 +38,10 @@ Say = Callable[[str], None]
 Picture = Callable[[Path, Volume, Volume, str], object]  # file, image in HU, lungs, text
 
 PAIRS = "pairs.csv"
-FOLDERS = {
-    "image": "images",
-    "lungs": "lungs",
-    "lobes": "lobes",
-    "landmarks": "landmarks",
-    "points": "points",
-}
+FOLDERS = {name: name + "s" * (name == "image") for name in FILES}
 KNOWN = (TABLE, PAIRS, *FOLDERS.values(), "qc", "transforms", "steps.json")
 
-
-class Sources(NamedTuple):
-    """The scans to be prepared, with their files; pairs: (fixed, moving) names, or None."""
-
-    rows: list[Row]
-    pairs: tuple[tuple[str, str], ...] | None = None
+Pairs = tuple[tuple[str, str], ...]
 
 
 def sources(
@@ -61,42 +49,43 @@ def sources(
     masks: Sequence[str] = (),
     landmarks: Sequence[str] = (),
     points: Sequence[str] = (),
-) -> Sources:
-    """Scans named after their files, or the cases of a cohort (its folder or its cases.csv).
+) -> tuple[list[Row], Pairs | None]:
+    """Scans named after their files, or the cases and pairs of a cohort (its folder or its cases.csv).
 
     masks, landmarks, points: empty, or a file for each path, "-" for none. Raises InputError where
     their number differs, where two names are equal, and where a cohort comes with anything else.
     """
     columns: dict[str, Sequence[str]] = {"lungs": masks, "landmarks": landmarks, "points": points}
+    columns = {column: files for column, files in columns.items() if files}
     options = {"lungs": "--masks", "landmarks": "--landmarks", "points": "--points"}
     cohort = next((path for path in paths if is_cohort(path)), None)
     if cohort is not None:
         if len(paths) > 1:
             raise InputError(f"{cohort}: a cohort; expected no other scan next to it, got {len(paths) - 1}")
-        for column, files in columns.items():
-            if files:
-                raise InputError(f"{options[column]}: {cohort} is a cohort, its table names these files")
+        if columns:
+            raise InputError(f"{options[min(columns)]}: {cohort} is a cohort, its table names these files")
         root = Path(cohort) if os.path.isdir(cohort) else Path(cohort).parent
         rows = read_cases(root, allow_outside_root=True)
-        return Sources(rows, read_pairs(root, rows))
+        return rows, read_pairs(root, rows)
+    named: dict[str, Row] = {}
     for column, files in columns.items():
-        if files and len(files) != len(paths):
+        if len(files) != len(paths):
             raise InputError(
                 f"{options[column]}: {len(files)} for {len(paths)} scans; expected one for each, in their"
                 " order, - for none"
             )
-    named: dict[str, Row] = {}
     for i, path in enumerate(paths):
         name = case_name(path)
         if name in named:
             raise InputError(f"{named[name].image} and {path}: both are named {name!r}; rename one")
-        files_of_case = {c: Path(files[i]) for c, files in columns.items() if files and files[i] != "-"}
-        named[name] = Row(name, "train", Path(path), **files_of_case)
-    return Sources(list(named.values()))
+        own = {column: Path(files[i]) for column, files in columns.items() if files[i] != "-"}
+        named[name] = Row(name, "train", Path(path), **own)
+    return list(named.values()), None
 
 
 def preprocess(
-    scans: Sources,
+    rows: list[Row],
+    pairs: Pairs | None,
     folder: Path,
     *,
     reference: str = "",
@@ -107,7 +96,7 @@ def preprocess(
     picture: Picture = lambda *_: None,
     progress: bool = False,
 ) -> dict[str, Any]:
-    """Writes the cohort of `scans` into `folder`; returns what steps.json holds.
+    """Writes the cohort of `rows` into `folder`; returns what steps.json holds.
 
     reference: a case's name; by default the training case whose lungs are most like all others' and
     not cut off. Raises InputError, naming the file, on the first scan that cannot be used.
@@ -117,22 +106,28 @@ def preprocess(
             f"grid of {' x '.join(map(str, shape))} voxels of {spacing_mm:g} mm: expected at least 16 voxels"
             " an axis, of 0.1 to 20 mm"
         )
-    names = [row.name for row in scans.rows]
+    names = [row.name for row in rows]
     if reference and reference not in names:
         raise InputError(f"--reference {reference}: no such case; there are {', '.join(names)}")
     options = checked_options(shape, spacing_mm, WINDOW, "hu", (), affine, reference, "required")
     say(f"lungs of {len(names)} scans")
-    cohort = plan(scans.rows, options, progress)
-    _check_distinct(cohort.subjects)
+    cohort = plan(rows, options, progress)
+    first: dict[tuple[Any, ...], Row] = {}
+    for subject in cohort.subjects:
+        row, same = subject.row, first.setdefault(subject.digest, subject.row)
+        if same is not row:
+            raise InputError(f"{same.image} and {row.image}: identical images; give each scan once")
     say(f"alignment to {cohort.reference.subject.name}, resampling")
     grid = cohort.reference.affine
     tables: dict[str, dict[str, str]] = {}
     steps: dict[str, Any] = {}
     for placed in place_all(cohort, options, progress, in_hu=True):
-        name = placed.subject.name
+        name, lungs = placed.subject.name, placed.case.lungs
+        assert lungs is not None  # They are required.
         tables[name], left_out = _write_case(folder, placed, grid, cohort.names)
-        steps[name] = _record(folder, placed, grid, left_out)
-        _draw(folder, placed, grid, steps[name]["warnings"], picture)
+        steps[name] = _record(folder, placed, left_out)
+        shown = Volume(placed.case.image, grid), Volume(lungs, grid)
+        picture(folder / "qc" / f"{name}.png", *shown, _title(placed, steps[name]["warnings"]))
     record = {
         "reference": cohort.reference.subject.name,
         "grid": {"shape": list(shape), "spacing_mm": spacing_mm, "affine_voxel_to_ras_mm": grid.tolist()},
@@ -142,21 +137,11 @@ def preprocess(
     }
     (folder / "steps.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     header = ("case", "split", *FILES)
-    lines = [[row.name, row.split, *(tables[row.name].get(c, "") for c in FILES)] for row in scans.rows]
+    lines = [[row.name, row.split, *(tables[row.name].get(c, "") for c in FILES)] for row in rows]
     _write_table(folder / TABLE, header, lines)
-    if scans.pairs:
-        _write_table(folder / PAIRS, ("fixed", "moving"), scans.pairs)
+    if pairs:
+        _write_table(folder / PAIRS, ("fixed", "moving"), pairs)
     return record
-
-
-def _check_distinct(subjects: Sequence[Subject]) -> None:
-    first: dict[tuple[Any, ...], Subject] = {}
-    for subject in subjects:
-        same = first.setdefault(subject.digest, subject)
-        if same is not subject:
-            raise InputError(
-                f"{same.row.image} and {subject.row.image}: identical images; give each scan once"
-            )
 
 
 def _write_case(
@@ -184,7 +169,7 @@ def _write_case(
     return written, left_out
 
 
-def _record(folder: Path, placed: Placed, grid: Array, left_out: Sequence[str]) -> dict[str, Any]:
+def _record(folder: Path, placed: Placed, left_out: Sequence[str]) -> dict[str, Any]:
     """What was done to a scan, for steps.json; writes its transforms."""
     subject, affine, case = placed
     lungs, stored = subject.lungs, subject.stored
@@ -195,10 +180,9 @@ def _record(folder: Path, placed: Placed, grid: Array, left_out: Sequence[str]) 
         warnings.append(f"the grid holds {litres:.2f} of {sum(lungs.litres):.2f} litres of lung")
     if left_out:
         warnings.append(f"outside the grid, and left out: {', '.join(left_out)}")
-    transform = affine_transform(affine.pull)
     files: list[str] | str = [f"transforms/{case.name}.h5", f"transforms/{case.name}_inverse.h5"]
     try:
-        write_itk(folder / files[0], transform)
+        write_itk(folder / files[0], affine_transform(affine.pull))
         write_itk(folder / files[1], affine_transform(np.linalg.inv(affine.pull)))
     except InputError:
         files = 'not written: SimpleITK is not installed (pip install "lmreg_jax[itk]")'
@@ -227,13 +211,12 @@ def _record(folder: Path, placed: Placed, grid: Array, left_out: Sequence[str]) 
     }
 
 
-def _draw(folder: Path, placed: Placed, grid: Array, warnings: Sequence[str], picture: Picture) -> None:
-    subject, affine, case = placed
-    assert subject.lungs is not None and case.lungs is not None
-    litres = " + ".join(f"{value:.2f}" for value in subject.lungs.litres)
-    title = f"{case.name}: lungs {subject.lungs.source}, {litres} litres, aligned by {affine.method}"
-    text = "\n".join([title, *(f"! {warning}" for warning in warnings)])
-    picture(folder / "qc" / f"{case.name}.png", Volume(case.image, grid), Volume(case.lungs, grid), text)
+def _title(placed: Placed, warnings: Sequence[str]) -> str:
+    name, lungs = placed.subject.name, placed.subject.lungs
+    assert lungs is not None
+    litres = " + ".join(f"{value:.2f}" for value in lungs.litres)
+    title = f"{name}: lungs {lungs.source}, {litres} litres, aligned by {placed.affine.method}"
+    return "\n".join([title, *(f"! {warning}" for warning in warnings)])
 
 
 def _write_table(path: Path, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -46,7 +46,7 @@ class Row(NamedTuple):
 
     @property
     def files(self) -> list[Path]:
-        """All files that the case is read from, those in a DICOM folder and beside a header included."""
+        """All files that the case is read from, those in a DICOM folder or next to a header included."""
         paths = [on_disk(path) for field in FILES if (path := getattr(self, field)) is not None]
         return [file for path in paths for file in _files_of(path)]
 
@@ -84,7 +84,7 @@ def read_cases(
 ) -> list[Row]:
     """The cases of cases.csv (or of a bare folder of images), in its order; files are not opened.
 
-    skipped: where given, cases with a missing file are left out and noted there, name to reason.
+    skipped: if not None, cases with a missing file are left out and noted there, name to reason.
     Raises InputError on duplicate names, unknown splits, files that are missing or lie outside
     `root`, and tables without a case.
     """
@@ -202,11 +202,11 @@ def _file(root: Path, cell: str, where: str, column: str, allow_outside_root: bo
 
 def _warn_of_columns(table: Path) -> None:
     """A misspelt optional column would silently drop every landmark."""
-    known = ("case", "split", *FILES)
+    columns = ("case", "split", *FILES)
     first = table.read_text(encoding="utf-8-sig").splitlines()[0]
     for column in (cell.strip().strip('"').lower() for cell in first.split(",")):
-        close = difflib.get_close_matches(column, known, 1, cutoff=0.8)
-        if column not in known and close:
+        close = difflib.get_close_matches(column, columns, 1, cutoff=0.8)
+        if column not in columns and close:
             raise InputError(f"{table}: column {column!r}; did you mean {close[0]!r}?")
-        if column and column not in known:
+        if column and column not in columns:
             log.warning("%s: column %r is not used", table, column)
