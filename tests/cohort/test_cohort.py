@@ -24,7 +24,6 @@ from lmreg_jax.errors import InputError
 from lmreg_jax.imaging.volume import Volume, apply_affine
 from lmreg_jax.io.nifti import read_volume, write_volume
 from lmreg_jax.io.points import read_points, write_points
-from lmreg_jax.io.read import read_scan
 from tests.tiny_cohort import GRID, LANDMARKS, SHAPE, cut_off_below, edit, random_pull, read, subject
 
 
@@ -164,18 +163,15 @@ def test_cut_off_lungs_are_not_stretched_over_the_reference(root):
     assert np.isfinite(error).sum() == 3 and np.nanmean(error) < 4
 
 
-def test_other_formats_and_points_in_voxels(root):
-    """NRRD with landmarks as voxels of its own axes: the same case arrives."""
+def test_other_formats_give_the_same_case(root):
+    """NRRD on axes of its own, 3D Slicer's markups in LPS."""
     sitk = pytest.importorskip("SimpleITK")
     want = read(root).case("c1")
-    image = sitk.ReadImage(str(root / "images/c1.nii.gz"))
+    image = sitk.DICOMOrient(sitk.ReadImage(str(root / "images/c1.nii.gz")), "PLS")
     sitk.WriteImage(image, str(root / "images/c1.nrrd"))
-    landmarks = read_points(root / "landmarks/c1.csv")
-    scan = read_scan(root / "images/c1.nrrd")
-    assert scan.axes == "LPS"
-    write_points(root / "landmarks/c1_voxels.csv", landmarks, scan, "voxel")
+    write_points(root / "landmarks/c1.mrk.json", read_points(root / "landmarks/c1.csv"))
     edit(root / "cases.csv", "images/c1.nii.gz", "images/c1.nrrd")
-    edit(root / "cases.csv", "landmarks/c1.csv", "landmarks/c1_voxels.csv")
+    edit(root / "cases.csv", "landmarks/c1.csv", "landmarks/c1.mrk.json")
     got = read(root).case("c1")
     np.testing.assert_allclose(got.image, want.image, atol=1e-5)
     np.testing.assert_allclose(got.landmarks, want.landmarks, atol=1e-3)
