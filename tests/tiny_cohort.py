@@ -8,8 +8,8 @@ import numpy as np
 
 from lmreg_jax.cohort.cohort import read_cohort
 from lmreg_jax.imaging.volume import Volume, apply_affine
-from lmreg_jax.io.nifti import write_volume
-from lmreg_jax.io.points import write_points
+from lmreg_jax.io.nifti import read_volume, write_volume
+from lmreg_jax.io.points import read_points, write_points
 
 GRID = np.diag([8.0, 8.0, 8.0, 1.0])
 GRID[:3, 3] = (-156.0, -116.0, -140.0)
@@ -65,6 +65,18 @@ def write_cohort(root: Path, splits=("train", "train", "train", "test", "test"))
         lines.append(f"c{i},{split},images/c{i}.nii.gz,lungs/c{i}.nii.gz,landmarks/c{i}.csv")
     (root / "cases.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return root
+
+
+def cut_off_below(root, name, share):
+    """Takes the lowest `share` of the slices off a written subject, and the landmarks in them."""
+    first = round(share * SHAPE[2])
+    for folder in ("images", "lungs"):
+        volume = read_volume(root / f"{folder}/{name}.nii.gz")
+        affine = volume.affine.copy()
+        affine[:3, 3] = apply_affine(volume.affine, (0, 0, first))
+        write_volume(root / f"{folder}/{name}.nii.gz", Volume(volume.data[:, :, first:], affine))
+    table = root / f"landmarks/{name}.csv"
+    write_points(table, {n: p for n, p in read_points(table).items() if p[2] > affine[2, 3]})
 
 
 def read(root, **options):

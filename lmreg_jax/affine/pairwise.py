@@ -16,7 +16,7 @@ from lmreg_jax.affine import elastix, moments
 from lmreg_jax.anatomy.lungs import cut_off
 from lmreg_jax.errors import InputError
 from lmreg_jax.imaging.resampling import resample
-from lmreg_jax.imaging.volume import Volume, apply_affine, bounding_box_mm, cropped, spacing
+from lmreg_jax.imaging.volume import Volume, apply_affine, bounding_box_mm, cropped, image_centre, spacing
 
 log = logging.getLogger(__name__)
 
@@ -40,26 +40,34 @@ class Affine(NamedTuple):
 def align_pair(
     fixed: Volume,
     moving: Volume,
-    fixed_mask: Volume,
-    moving_mask: Volume,
+    fixed_mask: Volume | None,
+    moving_mask: Volume | None,
     method: str = "auto",
     scans: tuple[Volume, Volume] | None = None,
 ) -> Affine:
     """The affine of a pair from its windowed images and lung masks (on the scans' own grids).
 
-    scans: both in HU, for the lungs' surface within a voxel (see `alignment.mask_moments`).
-    method: "auto" (elastix where it is installed), "elastix", "moments" or "none" (shift of the lungs'
-    centres). What elastix fails at falls back to the moments, and the notes say so.
+    Without both masks the images' centres take the place of the lungs' moments. scans: both in HU, for
+    the lungs' surface within a voxel (see `moments.mask_moments`). method: "auto" (elastix where it is
+    installed), "elastix", "moments" or "none" (shift of the lungs' centres). Where elastix fails on a
+    pair, the pair falls back to the closed form, and a note says so. Raises InputError where "elastix"
+    is not installed, or its process dies: that says nothing of the pair.
     """
     notes: list[str] = []
-    if method == "none":
+    parts: tuple[Volume | None, Volume | None] = (fixed_mask, moving_mask)
+    closed_form, basis = "moments", "the lungs' moments"
+    if fixed_mask is None or moving_mask is None:
+        closed_form, basis = "centres", "the images' centres"
+        initial = moments.translation(image_centre(fixed), image_centre(moving))
+    elif method == "none":
         centres = (np.mean(bounding_box_mm(mask), axis=0) for mask in (fixed_mask, moving_mask))
         return Affine(moments.translation(*centres), "centres", ())
-    initial, parts = align_masks(fixed_mask, moving_mask, scans)
-    if any(cut_off(mask) for mask in (fixed_mask, moving_mask)):
-        notes.append("the lungs are cut off: the affine step compares the part that both scans show")
-    if method == "moments":
-        return Affine(initial, "moments", tuple(notes))
+    else:
+        initial, parts = align_masks(fixed_mask, moving_mask, scans)
+        if any(cut_off(mask) for mask in (fixed_mask, moving_mask)):
+            notes.append("the lungs are cut off: the affine step compares the part that both scans show")
+    if method in ("moments", "none"):
+        return Affine(initial, closed_form, tuple(notes))
     if not elastix.installed():
         if method == "elastix":
             raise InputError(
@@ -67,15 +75,18 @@ def align_pair(
                 " (or --affine moments)"
             )
         notes.append(
-            "itk-elastix is not installed: aligned by the lungs' moments only"
-            ' (pip install "lmreg_jax[elastix]")'
+            f'itk-elastix is not installed: aligned by {basis} only (pip install "lmreg_jax[elastix]")'
         )
-        return Affine(initial, "moments", tuple(notes))
+        return Affine(initial, closed_form, tuple(notes))
     try:
         return Affine(elastix.align(fixed, moving, *parts, initial), "elastix", tuple(notes))
     except RuntimeError as error:
-        notes.append(f"elastix failed ({error}): aligned by the lungs' moments only")
-        return Affine(initial, "moments", tuple(notes))
+        if method == "elastix" and isinstance(error, elastix.WorkerDied):
+            raise InputError(
+                f"elastix: {error}; repair its installation, give it more memory, or align by 'moments'"
+            ) from error
+        notes.append(f"elastix failed ({error}): aligned by {basis} only")
+        return Affine(initial, closed_form, tuple(notes))
 
 
 def align_masks(

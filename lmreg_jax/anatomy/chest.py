@@ -60,7 +60,7 @@ def read_side(image: Any, mask: Any = None) -> Side:
             ) from None
     else:
         drawn = as_scan(mask, "mask")
-        lungs, source = _sided(read_mask(drawn, scan)), "given"
+        lungs, source = sided(read_mask(drawn, scan)), "given"
         _check_lungs(drawn.path, lungs, scan)
     report = lung_report(lungs)
     if np.any(lungs.data == RIGHT):
@@ -110,7 +110,7 @@ def check_pair(fixed: Scan, moving: Scan) -> None:
         raise InputError(f"{fixed.path} and {moving.path}: identical images; give two different scans")
 
 
-def _sided(mask: Volume) -> Volume:
+def sided(mask: Volume) -> Volume:
     """Labels 1 left and 2 right where the mask holds just these, else 1."""
     found = np.unique(mask.data)
     sided = set(found.tolist()) == {0, LEFT, RIGHT}

@@ -10,13 +10,14 @@ from typing import Any
 from lmreg_jax.cli.console import Clock
 
 EXAMPLE = """example:
-  lmreg preprocess scans/*.nii.gz --output cohort
+  lmreg preprocess scans/a.nii.gz scans/b.nii.gz --landmarks a.fcsv b.fcsv --output cohort
   python -m experiments.train --config=experiments/lung.py --config.data.root=cohort \\
          --config.data.alignment=identity --config.data.spacing_mm=2.0 \\
          "--config.data.shape=(160, 112, 208)"
 
-Look at cohort/qc/*.png: orange and blue lines are the left and the right lung. cohort/steps.json holds
-every step; `lmreg warp --transform cohort/transforms/CASE_inverse.h5` takes results back to a scan."""
+IN may be one cohort instead (its folder or its cases.csv): split, lobes, landmarks, points and pairs.csv
+come along. Look at cohort/qc/*.png: orange and blue lines are the left and the right lung. cohort/steps.json
+holds every step; `lmreg warp --transform cohort/transforms/CASE_inverse.h5` takes results back to a scan."""
 
 
 def add(subparsers: Any) -> None:
@@ -28,7 +29,9 @@ def add(subparsers: Any) -> None:
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("scans", nargs="+", metavar="IN", help="scans in HU (.nii.gz, .mha, DICOM folder)")
+    parser.add_argument(
+        "scans", nargs="+", metavar="IN", help="scans in HU (.nii.gz, .mha, .nrrd, DICOM folder), or a cohort"
+    )
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="a new folder")
     parser.add_argument(
         "--reference", default="", metavar="CASE", help="align to this one, by its file's name (else chosen)"
@@ -45,6 +48,14 @@ def add(subparsers: Any) -> None:
     parser.add_argument(
         "--masks", nargs="+", default=(), metavar="M", help="lung masks, one for each scan, - for none"
     )
+    for kind, use in (("landmarks", "for training"), ("points", "for evaluation only")):
+        parser.add_argument(
+            f"--{kind}",
+            nargs="+",
+            default=(),
+            metavar="F",
+            help=f"{kind} {use} (.csv, .fcsv, .mrk.json), one file for each scan, - for none",
+        )
     parser.add_argument("--affine", choices=("auto", "elastix", "moments", "none"), default="auto")
     parser.add_argument("--force", action="store_true", help="replace the results of an earlier run")
     parser.add_argument("--quiet", action="store_true", help="no progress on the screen")
@@ -52,21 +63,28 @@ def add(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Writes the cohort; tells what looks doubtful."""
+    """Writes the cohort; reports what looks doubtful."""
     from lmreg_jax.affine import elastix
-    from lmreg_jax.cohort.preprocess import KNOWN, prepare, sources
+    from lmreg_jax.cohort.preprocess import KNOWN, preprocess, sources
     from lmreg_jax.report.output import check_output, new_folder
     from lmreg_jax.report.overview import quality_picture
 
     check_output(args.output, force=args.force, known=KNOWN)
-    given = sources(args.scans, args.masks)
+    rows, pairs = sources(args.scans, args.masks, args.landmarks, args.points)
     clock = Clock(quiet=args.quiet)
-    if args.affine in ("auto", "elastix") and len(given) > 1:
+    if len(rows) > 1 and args.affine == "auto" and not elastix.installed():
+        print(
+            "note: itk-elastix is not installed: aligned by the lungs' moments only"
+            ' (pip install "lmreg_jax[elastix]")',
+            file=sys.stderr,
+        )
+    if args.affine in ("auto", "elastix") and len(rows) > 1:
         elastix.start()  # it loads while the scans are read
     x, y, z = args.shape
     with new_folder(args.output, force=args.force, known=KNOWN) as folder:
-        record = prepare(
-            given,
+        record = preprocess(
+            rows,
+            pairs,
             folder,
             reference=args.reference,
             shape=(x, y, z),
@@ -74,8 +92,9 @@ def run(args: argparse.Namespace) -> None:
             affine=args.affine,
             say=clock.say,
             picture=quality_picture,
+            progress=not args.quiet,
         )
     for name, case in record["cases"].items():
         for warning in case["warnings"]:
             print(f"note: {name}: {warning}", file=sys.stderr)
-    print(f"{args.output}: {len(given)} cases in {clock.total():.0f} s; look at {args.output / 'qc'}")
+    print(f"{args.output}: {len(rows)} cases in {clock.total():.0f} s; look at {args.output / 'qc'}")

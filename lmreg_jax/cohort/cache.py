@@ -34,7 +34,7 @@ from lmreg_jax.errors import InputError
 
 log = logging.getLogger(__name__)
 
-VERSION = 4  # raise it whenever the preparation or the layout below changes
+VERSION = 5  # raise it whenever the preparation or the layout below changes
 META = "cohort.json"
 IMAGES = ("image", "lungs", "lobes", "inside")
 TABLES = ("landmarks", "points", "landmarks_mm", "points_mm", "scan_from_grid")

@@ -57,8 +57,8 @@ class Cohort:
         for case in self.cases:
             if case.name == name:
                 return case
-        known = ", ".join(case.name for case in self.cases)
-        raise InputError(f"{self.root}: no case {name!r}; there are {known}")
+        names = ", ".join(case.name for case in self.cases)
+        raise InputError(f"{self.root}: no case {name!r}; there are {names}")
 
 
 def read_cohort(
@@ -77,15 +77,16 @@ def read_cohort(
     allow_outside_root: bool = False,
     policy: str = "strict",
 ) -> Cohort:
-    """The cohort below `root` (format: `cohort_table`), on `shape` voxels of `spacing_mm`.
+    """The cohort below `root` (format: `table`), on `shape` voxels of `spacing_mm`.
 
     window: in the image's unit ("hu") or percentiles of each scan ("percentile"). landmark_names:
-    those to use, in this order (default: all found). alignment: "elastix", "moments" (of the lung
+    those to use, in this order (default: all there are). alignment: "elastix", "moments" (of the lung
     masks), "none" (shift only), "identity" (scans lie in one space already), "auto": elastix where
     installed, else moments. reference: a case's name; default the most central training case.
-    lungs: "file", "segment", "none", "auto": the file, else segmented where it looks like a CT.
+    lungs: "file", "segment", "none", "required": the file, else segmented; "auto": the same where the
+    scan looks like a CT.
     cache: folder for the prepared arrays. policy: what a case that cannot be read or used does:
-    "strict" stops, "skip" leaves it out and says so. Raises InputError on whatever the user can mend.
+    "strict" stops, "skip" leaves it out and says so. Raises InputError on what the user can fix.
     """
     root = Path(root)
     options = checked_options(
@@ -100,17 +101,17 @@ def read_cohort(
         gone = f" ({missing[reference]})" if reference in missing else ""
         raise InputError(f"{root}: reference {reference!r} is no case of the table{gone}")
     entry = None if cache is None else Path(cache) / cohort_cache.cache_key(root, rows, pairs, options)
-    found = cohort_cache.load(entry) if entry else None
-    if found is None and entry is not None:
+    prepared = cohort_cache.load(entry) if entry else None
+    if prepared is None and entry is not None:
         try:
             cohort_cache.store(entry, *prepare(rows, options, progress))
-            found = cohort_cache.load(entry)
+            prepared = cohort_cache.load(entry)
         except OSError as error:
             log.warning("%s: the cache could not be written: %s", cache, error)
-    if found is None:
-        made, values = prepare(rows, options, progress)
-        found = tuple(made), values
-    cases, values = found
+    if prepared is None:
+        placed, values = prepare(rows, options, progress)
+        prepared = tuple(placed), values
+    cases, values = prepared
     skipped = {**missing, **values["skipped"]}
     if skipped:
         log.warning("%s: %d of %d cases skipped", root, len(skipped), len(rows) + len(missing))
@@ -134,7 +135,7 @@ def read_cohort(
 def split_names(cohort: Cohort, split: str) -> list[str]:
     """The names of a split's cases, in the table's order. Raises InputError on an unknown split."""
     if split not in SPLITS:
-        raise InputError(f"split {split!r}: one of {', '.join(SPLITS)} is needed")
+        raise InputError(f"split {split!r}: expected one of {', '.join(SPLITS)}")
     return [case.name for case in cohort.cases if case.split == split]
 
 

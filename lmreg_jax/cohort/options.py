@@ -11,7 +11,7 @@ from lmreg_jax.affine import elastix
 from lmreg_jax.errors import InputError
 
 ALIGNMENTS = ("auto", "elastix", "moments", "none", "identity")
-LUNGS = ("auto", "file", "segment", "none")
+LUNGS = ("auto", "file", "segment", "required", "none")
 WINDOWS = ("hu", "percentile")
 POLICIES = ("strict", "skip")
 
@@ -44,14 +44,14 @@ def checked_options(
     """The arguments of `read_cohort`, checked and brought to one form."""
     sizes = tuple(int(n) for n in shape)
     if len(sizes) != 3 or min(sizes) < 2:
-        raise InputError(f"shape {tuple(shape)}: three sizes of at least 2 voxels are needed")
-    given = np.atleast_1d(np.asarray(spacing_mm, np.float64))
-    edges = tuple(float(s) for s in (np.repeat(given, 3) if given.size == 1 else given))
-    if len(edges) != 3 or not (np.isfinite(edges).all() and min(edges) > 0):
-        raise InputError(f"spacing_mm {spacing_mm}: one or three positive numbers are needed")
+        raise InputError(f"shape {tuple(shape)}: expected three sizes of at least 2 voxels")
+    edges = np.atleast_1d(np.asarray(spacing_mm, np.float64))
+    edges = np.repeat(edges, 3) if edges.size == 1 else edges
+    if edges.shape != (3,) or not (np.isfinite(edges).all() and edges.min() > 0):
+        raise InputError(f"spacing_mm {spacing_mm}: expected one or three positive numbers")
     limits = tuple(float(w) for w in window)
     if len(limits) != 2 or not limits[0] < limits[1]:
-        raise InputError(f"window {tuple(window)}: two numbers, low < high, are needed")
+        raise InputError(f"window {tuple(window)}: expected two numbers, low < high")
     for what, value, choices in (
         ("window_kind", window_kind, WINDOWS),
         ("alignment", alignment, ALIGNMENTS),
@@ -59,7 +59,7 @@ def checked_options(
         ("policy", policy, POLICIES),
     ):
         if value not in choices:
-            raise InputError(f"{what} {value!r}: one of {', '.join(choices)} is needed")
+            raise InputError(f"{what} {value!r}: expected one of {', '.join(choices)}")
     names = tuple(landmark_names)
     if len(set(names)) != len(names):
         raise InputError(f"landmark_names {names}: a name is there twice")
@@ -69,15 +69,6 @@ def checked_options(
     if alignment == "elastix" and not installed:
         raise InputError("alignment 'elastix' needs the package itk-elastix; install it, or take 'moments'")
     x, y, z = sizes
-    dx, dy, dz = edges
-    return Options(
-        (x, y, z),
-        (dx, dy, dz),
-        (limits[0], limits[1]),
-        window_kind,
-        names,
-        alignment,
-        reference,
-        lungs,
-        policy,
-    )
+    dx, dy, dz = edges.tolist()
+    grid = (x, y, z), (dx, dy, dz), (limits[0], limits[1])
+    return Options(*grid, window_kind, names, alignment, reference, lungs, policy)

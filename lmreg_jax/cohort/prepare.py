@@ -1,45 +1,60 @@
-"""All cases of a cohort brought to one grid: names, masks, reference, then case by case."""
+"""All cases of a cohort brought to one grid: each subject read and checked, then aligned and resampled.
+
+The scans are read twice: their lungs and points first, since the choice of the reference needs them
+all, then one by one the images, since all of them would not fit into memory.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
 from tqdm import tqdm
 
 from lmreg_jax.affine import elastix
-from lmreg_jax.affine import moments as alignment
-from lmreg_jax.cohort.case import Case, Points, Reference, read_case, read_reference
-from lmreg_jax.cohort.lungs import Lungs, PackedLungs, packed, read_lungs
+from lmreg_jax.affine.pairwise import Affine
+from lmreg_jax.cohort.case import Case, Names, on_grid, windowed_scan
 from lmreg_jax.cohort.options import Options
-from lmreg_jax.cohort.table import SPLITS, Row
+from lmreg_jax.cohort.reference import Reference, align, choose_reference, read_reference
+from lmreg_jax.cohort.subject import Subject, read_subject
+from lmreg_jax.cohort.table import Row
 from lmreg_jax.errors import InputError
-from lmreg_jax.io.points import read_points
+from lmreg_jax.imaging.volume import Volume
+from lmreg_jax.io.read import read_scan
 
 log = logging.getLogger(__name__)
 
-In = TypeVar("In")
+In = TypeVar("In", Row, Subject)
 Out = TypeVar("Out")
 
 THREADS = min(2, os.cpu_count() or 1)  # scipy.ndimage and zlib let go of the interpreter's lock
+AIR_HU = -1000.0  # what lies outside a scan
+CLIPPED_HU = (-1024.0, 3071.0)  # padding and metal beyond must not spread when voxels are averaged
 
 
-class Ready(NamedTuple):
-    """A case whose small files have been read."""
+class Plan(NamedTuple):
+    """All but the images on the grid; skipped: {name: reason}, complete when the last one has been placed."""
 
-    row: Row
-    landmarks: Points
-    points: Points
-    lungs: PackedLungs | None
+    subjects: list[Subject]
+    reference: Reference
+    names: Names
+    skipped: dict[str, str]
 
-    def unpacked(self) -> Lungs | None:
-        return None if self.lungs is None else self.lungs.unpacked()
+
+class Placed(NamedTuple):
+    """A subject on the common grid, and the affine that brought it there."""
+
+    subject: Subject
+    affine: Affine
+    case: Case
 
 
 def prepare(rows: list[Row], options: Options, progress: bool) -> tuple[Iterator[Case], dict[str, Any]]:
@@ -49,79 +64,91 @@ def prepare(rows: list[Row], options: Options, progress: bool) -> tuple[Iterator
     values are complete when the last one has been given. Under policy "skip", a case that cannot be
     read or used is left out, its reason kept among the values; under "strict" it raises InputError.
     """
-    skipped: dict[str, str] = {}
-
-    def or_skipped(function: Callable[[In], Out], name: Callable[[In], str]) -> Callable[[In], Out | None]:
-        def guarded(item: In) -> Out | None:
-            try:
-                return function(item)
-            except InputError as error:
-                if options.policy == "strict":
-                    raise
-                skipped[name(item)] = str(error)
-                return None
-
-        return guarded
-
-    def read_small(row: Row) -> Ready:
-        lungs = read_lungs(row, options)
-        kept = None if lungs is None else packed(lungs)
-        return Ready(row, _points(row.landmarks), _points(row.points), kept)
-
-    found = _in_order(or_skipped(read_small, lambda row: row.name), rows, "lungs", progress)
-    ready = [case for case in found if case is not None]
-    names = (
-        _shared_names([c.row.landmarks for c in ready], [c.landmarks for c in ready], options.landmark_names),
-        _shared_names([c.row.points for c in ready], [c.points for c in ready], ()),
-    )
-
-    def of_reference(case: Ready) -> Reference:
-        return read_reference(case.row, case.unpacked(), options)
-
-    reference = None
-    while reference is None:
-        if skipped and not options.reference and all(c.row.split == "test" for c in ready):
-            raise InputError(
-                f"no training case is left, {len(skipped)} of {len(rows)} cases cannot be used; first: "
-                f"{next(iter(skipped.values()))}"
-            )
-        chosen = _choose_reference([c.row for c in ready], [c.lungs for c in ready], options.reference)
-        reference = or_skipped(of_reference, lambda c: c.row.name)(ready[chosen])
-        if reference is None:
-            ready.pop(chosen)
-    common = reference
-
-    def read_whole(case: Ready) -> Case:
-        return read_case(case.row, case.unpacked(), case.landmarks, case.points, names, common, options)
-
+    cohort = plan(rows, options, progress)
     values: dict[str, Any] = {
-        "landmark_names": names[0],
-        "point_names": names[1],
-        "affine": reference.affine.tolist(),
-        "reference": reference.name,
+        "landmark_names": cohort.names[0],
+        "point_names": cohort.names[1],
+        "affine": cohort.reference.affine.tolist(),
+        "reference": cohort.reference.subject.name,
         "skipped": {},
     }
 
     def cases() -> Iterator[Case]:
-        count, shifted = 0, []
-        try:
-            for case in _in_order(or_skipped(read_whole, lambda c: c.row.name), ready, "cases", progress):
-                if case is not None:
-                    count += 1
-                    shifted += [case.name] if case.alignment == "none" else []
-                    yield case
-        finally:
-            elastix.stop()  # a gigabyte that the training need not hold
-        if shifted and options.alignment != "none":
-            log.warning(
-                "%d of %d cases have no lung mask and are aligned by their images' centres only: %s",
-                len(shifted),
-                count,
-                ", ".join(shifted),
-            )
-        values["skipped"] = {row.name: skipped[row.name] for row in rows if row.name in skipped}
+        count, without = 0, []
+        for subject, affine, case in place_all(cohort, options, progress):
+            for note in (*subject.notes, *affine.notes):
+                log.warning("%s: %s", case.name, note)
+            count += 1
+            without += [case.name] if case.lungs is None else []
+            yield case
+        if without and options.alignment not in ("none", "identity"):
+            log.warning("%d of %d cases have no lung mask: %s", len(without), count, ", ".join(without))
+        values["skipped"] = {row.name: cohort.skipped[row.name] for row in rows if row.name in cohort.skipped}
 
     return cases(), values
+
+
+def plan(rows: list[Row], options: Options, progress: bool) -> Plan:
+    """Reads all subjects and the reference. Raises InputError where none is left to be the reference."""
+    skipped: dict[str, str] = {}
+    reading = _or_skipped(partial(read_subject, options=options), skipped, options.policy)
+    referring = _or_skipped(partial(read_reference, options=options), skipped, options.policy)
+    subjects = [s for s in _in_order(reading, rows, "lungs", progress) if s is not None]
+    names = (
+        _shared_names([(s.row.landmarks, s.landmarks) for s in subjects], options.landmark_names),
+        _shared_names([(s.row.points, s.points) for s in subjects], ()),
+    )
+    reference = None
+    while reference is None:
+        if skipped and not options.reference and all(s.row.split == "test" for s in subjects):
+            raise InputError(
+                f"no training case is left, {len(skipped)} of {len(rows)} cases cannot be used; first: "
+                f"{next(iter(skipped.values()))}"
+            )
+        chosen = choose_reference(subjects, options.reference)
+        reference = referring(subjects[chosen])
+        if reference is None:
+            subjects.pop(chosen)
+    return Plan(subjects, reference, names, skipped)
+
+
+def place_all(cohort: Plan, options: Options, progress: bool, *, in_hu: bool = False) -> Iterator[Placed]:
+    """The subjects on the common grid, in their order; in_hu: images in HU, clipped, not windowed."""
+
+    def place(subject: Subject) -> Placed:
+        scan = read_scan(subject.row.image)
+        image = windowed_scan(scan, options)
+        affine = align(subject, scan.volume, image, cohort.reference, options)
+        if in_hu:
+            image = Volume(np.clip(scan.volume.data, *CLIPPED_HU), scan.volume.affine)
+        fill = AIR_HU if in_hu else 0.0
+        grid, shape = cohort.reference.affine, options.shape
+        return Placed(subject, affine, on_grid(subject, image, affine, grid, cohort.names, shape, fill=fill))
+
+    placing = _or_skipped(place, cohort.skipped, options.policy)
+    try:
+        for placed in _in_order(placing, cohort.subjects, "cases", progress):
+            if placed is not None:
+                yield placed
+    finally:
+        elastix.stop()  # a gigabyte that the training need not hold
+
+
+def _or_skipped(
+    function: Callable[[In], Out], skipped: dict[str, str], policy: str
+) -> Callable[[In], Out | None]:
+    """The function; under policy "skip" an InputError's reason goes to `skipped`, and None comes back."""
+
+    def guarded(item: In) -> Out | None:
+        try:
+            return function(item)
+        except InputError as error:
+            if policy == "strict":
+                raise
+            skipped[item.name] = str(error)
+            return None
+
+    return guarded
 
 
 def _in_order(
@@ -147,55 +174,24 @@ def _in_order(
             raise
 
 
-def _points(path: Path | None) -> Points:
-    return {} if path is None else read_points(path, allow_empty=True)
-
-
 def _shared_names(
-    paths: Sequence[Path | None], found: Sequence[Points], wanted: tuple[str, ...]
+    files: Sequence[tuple[Path | None, Mapping[str, Any]]], wanted: tuple[str, ...]
 ) -> tuple[str, ...]:
     """The names to use: `wanted`, or all in the order of their first appearance.
 
     Raises InputError where a file shares no name with `wanted`, or with any other case's file.
     """
-    for i, names in enumerate(found):
-        others = wanted or {name for j, other in enumerate(found) if j != i for name in other}
+    for i, (path, names) in enumerate(files):
+        others = wanted or {name for j, (_, points) in enumerate(files) if j != i for name in points}
         if names and others and not set(names) & set(others):
             raise InputError(
-                f"{paths[i]}: shares no landmark name with "
+                f"{path}: shares no landmark name with "
                 f"{'landmark_names' if wanted else 'the other cases'}; it has {_listed(names)}, "
                 f"they have {_listed(others)}: names must match exactly"
             )
-    return wanted or tuple(dict.fromkeys(name for names in found for name in names))
+    return wanted or tuple(dict.fromkeys(name for _, names in files for name in names))
 
 
 def _listed(names: Iterable[str]) -> str:
     ordered = sorted(names)
     return ", ".join(ordered[:12]) + (", ..." if len(ordered) > 12 else "")
-
-
-def _choose_reference(rows: list[Row], lungs: Sequence[PackedLungs | None], name: str) -> int:
-    """The named case, or the most central training case (of those with a mask, if any).
-
-    Central: the smallest sum of Wasserstein distances between lung moments; the first of equals.
-    Lungs that the scan cuts off are passed over, while there are whole ones. Validation cases serve
-    where there is no training case; a test case only where it is named.
-    """
-    if name:
-        known_names = [row.name for row in rows]
-        if name not in known_names:
-            raise InputError(f"reference {name!r} was skipped: it cannot be read; name another one")
-        return known_names.index(name)
-    for split in SPLITS[:2]:
-        members = [i for i, row in enumerate(rows) if row.split == split]
-        known = {i: found for i in members if (found := lungs[i]) is not None}
-        whole = {i: found for i, found in known.items() if not found.cut_off}
-        moments = {i: found.moments for i, found in (whole or known).items()}
-        if moments:
-            return list(moments)[alignment.most_central(list(moments.values()))]
-        if members:
-            return members[0]
-    raise InputError(
-        "all cases are test cases, and the common grid must not come from one: give the split "
-        "'train' to a case, or name a case as reference"
-    )

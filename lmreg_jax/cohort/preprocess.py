@@ -1,8 +1,9 @@
-"""Raw scans to a cohort on one grid, every step recorded so that it can be applied again and undone.
+"""Raw scans, or a cohort of them, to a cohort on one grid; every step recorded, to be repeated and undone.
 
-DIR/cases.csv               the cohort that training reads (data.alignment=identity)
+DIR/cases.csv, pairs.csv    the cohort that training reads (data.alignment=identity)
 DIR/images/CASE.nii.gz      HU, on the common grid
-DIR/lungs/CASE.nii.gz       1 left, 2 right (or all 1 where the given mask does not tell)
+DIR/lungs/CASE.nii.gz       1 left, 2 right (or all 1 where the mask's file does not tell); lobes likewise
+DIR/landmarks/CASE.csv, points/CASE.csv   name,x,y,z in RAS mm of the common grid
 DIR/qc/CASE.png             three planes with the lungs' outlines
 DIR/transforms/CASE.h5, CASE_inverse.h5   common grid's mm -> scan's mm, and back (ITK, LPS)
 DIR/steps.json              what was done to each scan
@@ -13,88 +14,78 @@ from __future__ import annotations
 import csv
 import json
 import os
-import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lmreg_jax.affine import moments as alignment
-from lmreg_jax.affine.pairwise import Affine, align_pair
-from lmreg_jax.anatomy.chest import Side, read_side
-from lmreg_jax.anatomy.lungs import cut_off
+from lmreg_jax.cohort.options import checked_options
+from lmreg_jax.cohort.prepare import AIR_HU, CLIPPED_HU, Placed, place_all, plan
+from lmreg_jax.cohort.table import FILES, TABLE, Row, case_name, is_cohort, read_cases, read_pairs
 from lmreg_jax.errors import InputError
-from lmreg_jax.imaging import intensity
 from lmreg_jax.imaging.intensity import WINDOW
-from lmreg_jax.imaging.resampling import resample, smoothing
+from lmreg_jax.imaging.resampling import smoothing
 from lmreg_jax.imaging.transforms import affine_transform
-from lmreg_jax.imaging.volume import Volume, cropped, lung_centred_grid
+from lmreg_jax.imaging.volume import Volume, apply_affine
 from lmreg_jax.io.nifti import write_volume
+from lmreg_jax.io.points import in_frame, write_points
 from lmreg_jax.io.transforms import write_itk
 
 Array = NDArray[Any]
 Say = Callable[[str], None]
 Picture = Callable[[Path, Volume, Volume, str], object]  # file, image in HU, lungs, text
 
-AIR_HU = -1000.0
-CLIPPED_HU = (-1024.0, 3071.0)  # padding and metal beyond must not spread when voxels are averaged
-SUFFIXES = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd", ".nhdr")
-KNOWN = ("cases.csv", "images", "lungs", "qc", "transforms", "steps.json")
+PAIRS = "pairs.csv"
+FOLDERS = {name: name + "s" * (name == "image") for name in FILES}
+KNOWN = (TABLE, PAIRS, *FOLDERS.values(), "qc", "transforms", "steps.json")
+
+Pairs = tuple[tuple[str, str], ...]
 
 
-class Source(NamedTuple):
-    """One scan to be prepared: its name in the cohort, its file, a lung mask's file or None."""
+def sources(
+    paths: Sequence[str],
+    masks: Sequence[str] = (),
+    landmarks: Sequence[str] = (),
+    points: Sequence[str] = (),
+) -> tuple[list[Row], Pairs | None]:
+    """Scans named after their files, or the cases and pairs of a cohort (its folder or its cases.csv).
 
-    name: str
-    path: str
-    mask: str | None
-
-
-class Lungs(NamedTuple):
-    """What the choice of the reference needs of a scan."""
-
-    moments: alignment.Moments
-    cut_off: bool
-
-
-def sources(paths: Sequence[str], masks: Sequence[str] = ()) -> list[Source]:
-    """Named after the files. masks: one for each path, "-" for none; or empty.
-
-    Raises InputError on masks that do not match, on a scan given twice and on equal names.
+    masks, landmarks, points: empty, or a file for each path, "-" for none. Raises InputError where
+    their number differs, where two names are equal, and where a cohort comes with anything else.
     """
-    if masks and len(masks) != len(paths):
-        raise InputError(
-            f"--masks: {len(masks)} for {len(paths)} scans; give one for each, in their order, - for none"
-        )
-    given = [None if mask == "-" else mask for mask in masks] or [None] * len(paths)
-    out = [Source(case_name(path), path, mask) for path, mask in zip(paths, given, strict=True)]
-    seen: dict[str, str] = {}
-    for source in out:
-        if source.name in seen:
+    columns: dict[str, Sequence[str]] = {"lungs": masks, "landmarks": landmarks, "points": points}
+    columns = {column: files for column, files in columns.items() if files}
+    options = {"lungs": "--masks", "landmarks": "--landmarks", "points": "--points"}
+    cohort = next((path for path in paths if is_cohort(path)), None)
+    if cohort is not None:
+        if len(paths) > 1:
+            raise InputError(f"{cohort}: a cohort; expected no other scan next to it, got {len(paths) - 1}")
+        if columns:
+            raise InputError(f"{options[min(columns)]}: {cohort} is a cohort, its table names these files")
+        root = Path(cohort) if os.path.isdir(cohort) else Path(cohort).parent
+        rows = read_cases(root, allow_outside_root=True)
+        return rows, read_pairs(root, rows)
+    named: dict[str, Row] = {}
+    for column, files in columns.items():
+        if len(files) != len(paths):
             raise InputError(
-                f"{seen[source.name]} and {source.path}: both are named {source.name!r}; rename one"
+                f"{options[column]}: {len(files)} for {len(paths)} scans; expected one for each, in their"
+                " order, - for none"
             )
-        seen[source.name] = source.path
-    return out
+    for i, path in enumerate(paths):
+        name = case_name(path)
+        if name in named:
+            raise InputError(f"{named[name].image} and {path}: both are named {name!r}; rename one")
+        own = {column: Path(files[i]) for column, files in columns.items() if files[i] != "-"}
+        named[name] = Row(name, "train", Path(path), **own)
+    return list(named.values()), None
 
 
-def case_name(path: str) -> str:
-    """The file's or folder's name without its suffix, made safe for a cohort's table."""
-    name = os.path.basename(os.path.normpath(path.split("::")[0]))
-    for suffix in SUFFIXES:
-        if name.lower().endswith(suffix):
-            name = name[: -len(suffix)]
-            break
-    safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in name).lstrip(".")
-    if not safe:
-        raise InputError(f"{path}: no name can be made of it; rename the file")
-    return safe
-
-
-def prepare(
-    given: Sequence[Source],
+def preprocess(
+    rows: list[Row],
+    pairs: Pairs | None,
     folder: Path,
     *,
     reference: str = "",
@@ -103,129 +94,131 @@ def prepare(
     affine: str = "auto",
     say: Say = lambda _: None,
     picture: Picture = lambda *_: None,
+    progress: bool = False,
 ) -> dict[str, Any]:
-    """Writes the cohort of `given` into `folder`; returns what steps.json holds.
+    """Writes the cohort of `rows` into `folder`; returns what steps.json holds.
 
-    reference: a case's name; by default the one whose lungs are most like all others' and not cut off.
-    Raises InputError, naming the file, on the first scan that cannot be used: nothing is left out.
+    reference: a case's name; by default the training case whose lungs are most like all others' and
+    not cut off. Raises InputError, naming the file, on the first scan that cannot be used.
     """
     if min(shape) < 16 or not 0.1 <= spacing_mm <= 20:
         raise InputError(
-            f"grid of {' x '.join(map(str, shape))} voxels of {spacing_mm:g} mm: 16 voxels an axis at least,"
-            " of 0.1 to 20 mm, are needed"
+            f"grid of {' x '.join(map(str, shape))} voxels of {spacing_mm:g} mm: expected at least 16 voxels"
+            " an axis, of 0.1 to 20 mm"
         )
-    names = [source.name for source in given]
+    names = [row.name for row in rows]
     if reference and reference not in names:
         raise InputError(f"--reference {reference}: no such case; there are {', '.join(names)}")
-    if not reference:
-        reference = names[0] if len(names) == 1 else most_central(_all_lungs(given, say))
-    chosen = given[names.index(reference)]
-    say(f"reference: {reference}")
-    side = read_side(chosen.path, chosen.mask)
-    grid = lung_centred_grid(side.lungs, shape, np.full(3, spacing_mm))
-    image = Volume(intensity.window(side.scan.volume.data, WINDOW), side.scan.volume.affine)
+    options = checked_options(shape, spacing_mm, WINDOW, "hu", (), affine, reference, "required")
+    say(f"lungs of {len(names)} scans")
+    cohort = plan(rows, options, progress)
+    first: dict[tuple[Any, ...], Row] = {}
+    for subject in cohort.subjects:
+        row, same = subject.row, first.setdefault(subject.digest, subject.row)
+        if same is not row:
+            raise InputError(f"{same.image} and {row.image}: identical images; give each scan once")
+    say(f"alignment to {cohort.reference.subject.name}, resampling")
+    grid = cohort.reference.affine
+    tables: dict[str, dict[str, str]] = {}
     steps: dict[str, Any] = {}
-    contents: dict[tuple[Any, ...], str] = {}
-    for source in given:
-        say(source.name)
-        own = side if source is chosen else read_side(source.path, source.mask)
-        data = own.scan.volume.data
-        first = contents.setdefault((data.shape, zlib.crc32(np.ascontiguousarray(data).data)), source.path)
-        if first != source.path:
-            raise InputError(f"{first} and {source.path}: identical images; give each scan once")
-        if source is chosen:
-            found = Affine(np.eye(4), "reference", ())
-        else:
-            windowed = Volume(intensity.window(own.scan.volume.data, WINDOW), own.scan.volume.affine)
-            scans = side.scan.volume, own.scan.volume
-            found = align_pair(image, windowed, side.lungs, own.lungs, affine, scans)
-        steps[source.name] = _write_case(folder, source, own, found, shape, grid, picture)
+    for placed in place_all(cohort, options, progress, in_hu=True):
+        name, lungs = placed.subject.name, placed.case.lungs
+        assert lungs is not None  # They are required.
+        tables[name], left_out = _write_case(folder, placed, grid, cohort.names)
+        steps[name] = _record(folder, placed, left_out)
+        shown = Volume(placed.case.image, grid), Volume(lungs, grid)
+        picture(folder / "qc" / f"{name}.png", *shown, _title(placed, steps[name]["warnings"]))
     record = {
-        "reference": reference,
+        "reference": cohort.reference.subject.name,
         "grid": {"shape": list(shape), "spacing_mm": spacing_mm, "affine_voxel_to_ras_mm": grid.tolist()},
         "window_of_training_hu": list(WINDOW),
         "read_with": {"data.alignment": "identity", "data.shape": list(shape), "data.spacing_mm": spacing_mm},
         "cases": steps,
     }
     (folder / "steps.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    with open(folder / "cases.csv", "w", newline="", encoding="utf-8") as file:
-        rows = csv.writer(file, lineterminator="\n")
-        rows.writerow(["case", "image", "lungs"])
-        rows.writerows([n, f"images/{n}.nii.gz", f"lungs/{n}.nii.gz"] for n in names)
+    header = ("case", "split", *FILES)
+    lines = [[row.name, row.split, *(tables[row.name].get(c, "") for c in FILES)] for row in rows]
+    _write_table(folder / TABLE, header, lines)
+    if pairs:
+        _write_table(folder / PAIRS, ("fixed", "moving"), pairs)
     return record
 
 
-def _all_lungs(given: Sequence[Source], say: Say) -> dict[str, Lungs]:
-    out = {}
-    for source in given:
-        say(f"lungs of {source.name}")
-        lungs = read_side(source.path, source.mask).lungs
-        out[source.name] = Lungs(alignment.mask_moments(cropped(lungs)), bool(cut_off(lungs)))
-    return out
-
-
-def most_central(lungs: dict[str, Lungs]) -> str:
-    """The name whose lungs' moments are least far from all others', of those not cut off, if any."""
-    whole = {name: one.moments for name, one in lungs.items() if not one.cut_off}
-    candidates = whole or {name: one.moments for name, one in lungs.items()}
-    return list(candidates)[alignment.most_central(list(candidates.values()))]
-
-
 def _write_case(
-    folder: Path,
-    source: Source,
-    side: Side,
-    found: Affine,
-    shape: tuple[int, int, int],
-    grid: Array,
-    picture: Picture,
-) -> dict[str, Any]:
-    """Writes one case's files; its record."""
-    scan = side.scan
-    clipped = Volume(np.clip(scan.volume.data, *CLIPPED_HU), scan.volume.affine)
-    image = resample(clipped, shape, grid, fill=AIR_HU, pull=found.pull)
-    lungs = resample(side.lungs, shape, grid, order=0, fill=0, pull=found.pull).astype(np.uint8)
-    del clipped
-    write_volume(folder / "images" / f"{source.name}.nii.gz", Volume(image, grid), np.int16)
-    write_volume(folder / "lungs" / f"{source.name}.nii.gz", Volume(lungs, grid))
-    warnings = [*side.warnings, *found.notes]
-    inside = np.count_nonzero(lungs) * abs(np.linalg.det(found.pull @ grid)) / 1e6
-    if inside < 0.99 * sum(side.litres):
-        warnings.append(f"the grid holds {inside:.2f} of {sum(side.litres):.2f} litres of lung")
-    litres = " + ".join(f"{value:.2f}" for value in side.litres)
-    title = f"{source.name}: lungs {side.source}, {litres} litres, aligned by {found.method}"
-    picture(
-        folder / "qc" / f"{source.name}.png",
-        Volume(image, grid),
-        Volume(lungs, grid),
-        "\n".join([title, *(f"! {warning}" for warning in warnings)]),
-    )
-    transform = affine_transform(found.pull)
-    files: list[str] | str = [f"transforms/{source.name}.h5", f"transforms/{source.name}_inverse.h5"]
+    folder: Path, placed: Placed, grid: Array, names: tuple[tuple[str, ...], tuple[str, ...]]
+) -> tuple[dict[str, str], list[str]]:
+    """Writes a case's images and points; their names by column, and the points outside the grid."""
+    case, image = placed.case, Volume(placed.case.image, grid)
+    written, left_out = {}, []
+    for column, data in (("image", case.image), ("lungs", case.lungs), ("lobes", case.lobes)):
+        if data is not None:
+            written[column] = f"{FOLDERS[column]}/{case.name}.nii.gz"
+            dtype = np.int16 if column == "image" else None
+            write_volume(folder / written[column], Volume(data, grid), dtype)
+    to_grid = np.linalg.inv(placed.affine.pull)
+    for column, order, mm in zip(
+        ("landmarks", "points"), names, (case.landmarks_mm, case.points_mm), strict=True
+    ):
+        moved = dict(zip(order, apply_affine(to_grid, mm), strict=True))
+        inside = {name: bool(in_frame(point, image)) for name, point in moved.items()}
+        left_out += [name for name, point in moved.items() if np.isfinite(point).all() and not inside[name]]
+        kept = {name: point for name, point in moved.items() if inside[name]}
+        if kept:
+            written[column] = f"{FOLDERS[column]}/{case.name}.csv"
+            write_points(folder / written[column], kept)
+    return written, left_out
+
+
+def _record(folder: Path, placed: Placed, left_out: Sequence[str]) -> dict[str, Any]:
+    """What was done to a scan, for steps.json; writes its transforms."""
+    subject, affine, case = placed
+    lungs, stored = subject.lungs, subject.stored
+    assert lungs is not None and case.lungs is not None
+    warnings = [*subject.notes, *affine.notes]
+    litres = np.count_nonzero(case.lungs) * abs(np.linalg.det(case.scan_from_grid)) / 1e6
+    if litres < 0.99 * sum(lungs.litres):
+        warnings.append(f"the grid holds {litres:.2f} of {sum(lungs.litres):.2f} litres of lung")
+    if left_out:
+        warnings.append(f"outside the grid, and left out: {', '.join(left_out)}")
+    files: list[str] | str = [f"transforms/{case.name}.h5", f"transforms/{case.name}_inverse.h5"]
     try:
-        write_itk(folder / files[0], transform)
-        write_itk(folder / files[1], affine_transform(np.linalg.inv(found.pull)))
+        write_itk(folder / files[0], affine_transform(affine.pull))
+        write_itk(folder / files[1], affine_transform(np.linalg.inv(affine.pull)))
     except InputError:
         files = 'not written: SimpleITK is not installed (pip install "lmreg_jax[itk]")'
-    from_grid = found.pull @ grid
+    stored_to_mm = np.array(stored["affine_voxel_to_ras_mm"])
     return {
-        "path": os.path.abspath(source.path),
-        "stored": {
-            "shape": list(scan.shape),
-            "axes": scan.axes,
-            "dtype": str(scan.dtype),
-            "affine_voxel_to_ras_mm": scan.affine.tolist(),
+        "path": os.path.abspath(subject.row.image),
+        "stored": stored,
+        "lungs": {
+            "source": lungs.source,
+            "mask": None if subject.row.lungs is None else str(subject.row.lungs),
+            "litres": list(lungs.litres),
         },
-        "lungs": {"source": side.source, "mask": source.mask, "litres": list(side.litres)},
         "intensities": {
             "clipped_to_hu": list(CLIPPED_HU),
-            "smoothed_by_sigma_ras_voxels": smoothing(np.linalg.inv(scan.volume.affine) @ from_grid).tolist(),
+            "smoothed_by_sigma_ras_voxels": smoothing(
+                np.linalg.inv(lungs.affine) @ case.scan_from_grid
+            ).tolist(),
             "outside_the_scan_hu": AIR_HU,
         },
-        "affine": {"method": found.method, "reference_to_scan_ras_mm": found.pull.tolist()},
-        "grid_voxel_to_scan_ras_mm": from_grid.tolist(),
-        "grid_voxel_to_stored_voxel": (np.linalg.inv(scan.affine) @ from_grid).tolist(),
-        "stored_voxel_to_grid_voxel": (np.linalg.inv(from_grid) @ scan.affine).tolist(),
+        "affine": {"method": affine.method, "reference_to_scan_ras_mm": affine.pull.tolist()},
+        "grid_voxel_to_scan_ras_mm": case.scan_from_grid.tolist(),
+        "grid_voxel_to_stored_voxel": (np.linalg.inv(stored_to_mm) @ case.scan_from_grid).tolist(),
+        "stored_voxel_to_grid_voxel": (np.linalg.inv(case.scan_from_grid) @ stored_to_mm).tolist(),
         "transforms": files,
         "warnings": warnings,
     }
+
+
+def _title(placed: Placed, warnings: Sequence[str]) -> str:
+    name, lungs = placed.subject.name, placed.subject.lungs
+    assert lungs is not None
+    litres = " + ".join(f"{value:.2f}" for value in lungs.litres)
+    title = f"{name}: lungs {lungs.source}, {litres} litres, aligned by {placed.affine.method}"
+    return "\n".join([title, *(f"! {warning}" for warning in warnings)])
+
+
+def _write_table(path: Path, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file, lineterminator="\n").writerows([header, *rows])

@@ -3,26 +3,30 @@
     ROOT/cases.csv   case,split,image,lungs,lobes,landmarks,points   (only case,image required)
     ROOT/pairs.csv   fixed,moving                                     (optional)
 
-A folder of bare .nii / .nii.gz without cases.csv is a cohort of unannotated training cases.
+An image is whatever `read_scan` reads, a folder with a DICOM series included. A folder of image files
+without cases.csv is a cohort of unannotated training cases.
 """
 
 from __future__ import annotations
 
 import difflib
-import itertools
+import glob
 import logging
+import os
 from collections.abc import Collection
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import NamedTuple
 
 from lmreg_jax.errors import InputError
+from lmreg_jax.io.scan import ITK_IMAGES, SERIES_MARK
 from lmreg_jax.io.tables import read_table
 
 log = logging.getLogger(__name__)
 
+TABLE = "cases.csv"
 SPLITS = ("train", "validation", "test")
 FILES = ("image", "lungs", "lobes", "landmarks", "points")
-IMAGES = (".nii", ".nii.gz")
+IMAGES = (".nii.gz", ".nii", *ITK_IMAGES)
 
 
 class MissingFile(InputError):
@@ -42,7 +46,37 @@ class Row(NamedTuple):
 
     @property
     def files(self) -> list[Path]:
-        return [path for field in FILES if (path := getattr(self, field)) is not None]
+        """All files that the case is read from, those in a DICOM folder or next to a header included."""
+        paths = [on_disk(path) for field in FILES if (path := getattr(self, field)) is not None]
+        return [file for path in paths for file in _files_of(path)]
+
+
+def _files_of(path: Path) -> list[Path]:
+    if path.is_dir():
+        return sorted(file for file in path.rglob("*") if file.is_file())
+    detached = path.suffix.lower() in (".mhd", ".nhdr")
+    return sorted(path.parent.glob(f"{glob.escape(path.stem)}.*")) if detached else [path]
+
+
+def on_disk(path: Path) -> Path:
+    """The path without the series that `FOLDER::SERIES_UID` picks."""
+    return Path(str(path).partition(SERIES_MARK)[0])
+
+
+def case_name(path: str) -> str:
+    """The file's or folder's name without its suffix, safe for the table and for file names."""
+    name = os.path.basename(os.path.normpath(path.partition(SERIES_MARK)[0]))
+    suffix = next((end for end in IMAGES if name.lower().endswith(end)), "")
+    stem = name[: len(name) - len(suffix)]
+    safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in stem).lstrip(".")
+    if not safe:
+        raise InputError(f"{path}: no name can be made of it; rename the file")
+    return safe
+
+
+def is_cohort(path: str) -> bool:
+    """Whether a path names a cohort's table or the folder that holds it."""
+    return os.path.basename(path) == TABLE or os.path.exists(os.path.join(path, TABLE))
 
 
 def read_cases(
@@ -50,13 +84,13 @@ def read_cases(
 ) -> list[Row]:
     """The cases of cases.csv (or of a bare folder of images), in its order; files are not opened.
 
-    skipped: where given, cases with a missing file are left out and noted there, name to reason.
+    skipped: if not None, cases with a missing file are left out and noted there, name to reason.
     Raises InputError on duplicate names, unknown splits, files that are missing or lie outside
     `root`, and tables without a case.
     """
     if not root.is_dir():
         raise InputError(f"{root}: no such folder; name the folder that holds cases.csv or images")
-    table = root / "cases.csv"
+    table = root / TABLE
     if not table.exists():
         return _bare_folder(root)
     rows: list[Row] = []
@@ -127,14 +161,18 @@ def read_pairs(
 
 
 def _bare_folder(root: Path) -> list[Row]:
-    images = sorted(p for p in root.iterdir() if p.name.endswith(IMAGES) and p.name[0] != ".")
-    names = [path.name.removesuffix(".gz").removesuffix(".nii") for path in images]
+    images = sorted(p for p in root.iterdir() if p.name.lower().endswith(IMAGES) and p.name[0] != ".")
     if not images:
-        raise InputError(f"{root}: holds neither cases.csv nor a .nii or .nii.gz image")
-    for first, second in itertools.pairwise(names):
-        if first == second:
-            raise InputError(f"{root}: {first}.nii and {first}.nii.gz are one case twice; remove one")
-    return [Row(_checked_name(n, str(root)), "train", p) for n, p in zip(names, images, strict=True)]
+        raise InputError(f"{root}: holds neither cases.csv nor an image ({', '.join(IMAGES)})")
+    rows: dict[str, Row] = {}
+    for path in images:
+        name = _checked_name(case_name(path.name), str(root))
+        if name in rows:
+            raise InputError(
+                f"{root}: {rows[name].image.name} and {path.name} are one case twice; remove one"
+            )
+        rows[name] = Row(name, "train", path)
+    return list(rows.values())
 
 
 def _checked_name(name: str, where: str) -> str:
@@ -154,7 +192,7 @@ def _file(root: Path, cell: str, where: str, column: str, allow_outside_root: bo
         )
     full = root / path
     try:
-        there = full.is_file()
+        there = full.is_file() or (column == "image" and on_disk(full).is_dir())
     except OSError as error:  # A name longer than the system takes.
         raise InputError(f"{where}: {column} {cell!r} is no file name ({error.strerror})") from None
     if not there:
@@ -164,11 +202,11 @@ def _file(root: Path, cell: str, where: str, column: str, allow_outside_root: bo
 
 def _warn_of_columns(table: Path) -> None:
     """A misspelt optional column would silently drop every landmark."""
-    known = ("case", "split", *FILES)
+    columns = ("case", "split", *FILES)
     first = table.read_text(encoding="utf-8-sig").splitlines()[0]
     for column in (cell.strip().strip('"').lower() for cell in first.split(",")):
-        close = difflib.get_close_matches(column, known, 1, cutoff=0.8)
-        if column not in known and close:
+        close = difflib.get_close_matches(column, columns, 1, cutoff=0.8)
+        if column not in columns and close:
             raise InputError(f"{table}: column {column!r}; did you mean {close[0]!r}?")
-        if column and column not in known:
+        if column and column not in columns:
             log.warning("%s: column %r is not used", table, column)

@@ -11,14 +11,16 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from lmreg_jax.anatomy.segmentation import segment_lungs
 from lmreg_jax.cli import preprocess
 from lmreg_jax.cli.main import main
 from lmreg_jax.cohort.cohort import read_cohort
-from lmreg_jax.cohort.preprocess import case_name, most_central
+from lmreg_jax.cohort.table import case_name
 from lmreg_jax.errors import exits_cleanly
 from lmreg_jax.evaluation.metrics import dice
 from lmreg_jax.imaging.volume import Volume, apply_affine
 from lmreg_jax.io.nifti import read_volume, write_volume
+from lmreg_jax.io.points import read_points, write_points
 from tests.tiny_cohort import LANDMARKS, random_pull, subject
 
 SHAPE = (40, 30, 40)
@@ -36,7 +38,8 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three subjects in three orientations, prepared with moments on an 8 mm grid."""
     root = tmp_path_factory.mktemp("raw")
     for i in range(3):
-        ct, lungs, _ = subject(random_pull(i))
+        ct, lungs, landmarks = subject(random_pull(i))
+        write_points(root / f"s{i}.mrk.json", landmarks)
         axes = [(0, 1, 2), (2, 0, 1), (1, 2, 0)][i]
         turn = np.zeros((4, 4))
         turn[[*axes, 3], [0, 1, 2, 3]] = 1
@@ -47,7 +50,7 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
         *(root / f"s{i}.nii.gz" for i in range(3)),
         *("--masks", *(root / f"s{i}_lungs.nii.gz" for i in range(2)), "-"),
         *("--output", root / "cohort", "--spacing", 8, "--shape", *SHAPE, "--affine", "moments"),
-        *("--reference", "s1"),
+        *("--reference", "s1", "--landmarks", root / "s0.mrk.json", "-", root / "s2.mrk.json"),
     )
     return root / "cohort"
 
@@ -157,7 +160,10 @@ def test_bad_input_leaves_nothing(cohort: Path, tmp_path: Path, capsys: pytest.C
         ((raw / "s0.nii.gz", copy, "--output", new, *grid), "copy.nii.gz: identical images"),
         ((raw / "s0.nii.gz", "--output", cohort, *grid), "exists already"),
         ((raw / "s0.nii.gz", "--output", new, "--reference", "x", *grid), "no such case"),
-        ((raw / "s0.nii.gz", "--output", new, "--masks", "-", "-", *grid), "2 for 1 scans"),
+        ((raw / "s0.nii.gz", "--output", new, "--masks", "-", "-", *grid), "--masks: 2 for 1 scans"),
+        ((raw / "s0.nii.gz", "--output", new, "--points", "-", "-", *grid), "--points: 2 for 1 scans"),
+        ((cohort, raw / "s0.nii.gz", "--output", new, *grid), "no other scan next to it"),
+        ((cohort, "--output", new, "--landmarks", "-", *grid), "its table names these files"),
         ((raw / "s0.nii.gz", "--output", new, "--spacing", -1), "16 voxels an axis"),
     ]:
         with pytest.raises(SystemExit) as stopped:
@@ -168,15 +174,66 @@ def test_bad_input_leaves_nothing(cohort: Path, tmp_path: Path, capsys: pytest.C
     assert not list(tmp_path.glob(".writing*"))
 
 
-def test_names_and_reference() -> None:
+def test_landmarks_come_along(cohort: Path) -> None:
+    """From a file in LPS to RAS mm of the common grid, by the recorded affine; "-" has none."""
+    steps = json.loads((cohort / "steps.json").read_text(encoding="utf-8"))["cases"]
+    assert sorted(path.name for path in (cohort / "landmarks").iterdir()) == ["s0.csv", "s2.csv"]
+    for name, seed in (("s0", 0), ("s2", 2)):
+        truth = apply_affine(random_pull(seed), np.array(list(LANDMARKS.values())))
+        pull = np.array(steps[name]["affine"]["reference_to_scan_ras_mm"])
+        written = read_points(cohort / "landmarks" / f"{name}.csv")
+        assert list(written) == list(LANDMARKS)
+        np.testing.assert_allclose(apply_affine(pull, np.array(list(written.values()))), truth, atol=1e-3)
+    read = read_cohort(cohort, shape=SHAPE, spacing_mm=8.0, alignment="identity", progress=False)
+    assert read.landmark_names == tuple(LANDMARKS)
+    assert [bool(np.isfinite(case.landmarks).all()) for case in read.cases] == [True, False, True]
+
+
+def test_a_cohort_keeps_its_tables_and_errors(root: Path, tmp_path: Path) -> None:
+    """Splits, lobes, points and pairs come along; the error after the affine is the raw cohort's."""
+    (root / "pairs.csv").write_text("fixed,moving\nc0,c1\nc3,c4\n", encoding="utf-8")
+    shutil.copytree(root / "lungs", root / "lobes")
+    shutil.copytree(root / "landmarks", root / "points")
+    table = (root / "cases.csv").read_text(encoding="utf-8").splitlines()
+    lines = [f"{row},{'points' if i == 0 else f'points/c{i - 1}.csv'}" for i, row in enumerate(table)]
+    lines = [f"{row},{'lobes' if i == 0 else f'lobes/c{i - 1}.nii.gz'}" for i, row in enumerate(lines)]
+    (root / "cases.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    lmreg(root, "--output", tmp_path / "out", "--spacing", 8, "--shape", *SHAPE, "--affine", "moments")
+    options = {"shape": SHAPE, "spacing_mm": 8.0, "progress": False}
+    raw = read_cohort(root, **options, alignment="moments")  # type: ignore[arg-type]
+    ready = read_cohort(tmp_path / "out", **options, alignment="identity")  # type: ignore[arg-type]
+    assert [(case.name, case.split) for case in ready.cases] == [
+        (case.name, case.split) for case in raw.cases
+    ]
+    assert ready.pairs == raw.pairs == (("c0", "c1"), ("c3", "c4"))
+    assert ready.landmark_names == raw.landmark_names and ready.point_names == raw.point_names
+    for fixed, moving in raw.pairs or ():
+        errors = [
+            8 * np.linalg.norm(c.case(fixed).landmarks - c.case(moving).landmarks, axis=1)
+            for c in (raw, ready)
+        ]
+        np.testing.assert_allclose(errors[1], errors[0], atol=1e-2)
+        assert errors[0].max() > 1
+    for before, after in zip(raw.cases, ready.cases, strict=True):
+        np.testing.assert_array_equal(after.lungs, before.lungs)
+        np.testing.assert_array_equal(after.lobes, before.lobes)
+        np.testing.assert_allclose(after.points, before.points, atol=1e-3)
+        np.testing.assert_allclose(after.image, before.image, atol=1e-3)  # rounded to whole HU
+
+
+def test_each_scan_is_segmented_once(cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def counted(volume: Volume) -> Volume:
+        calls.append(volume.data.shape)
+        return segment_lungs(volume)
+
+    monkeypatch.setattr("lmreg_jax.anatomy.chest.segment_lungs", counted)
+    scans = [cohort.parent / f"s{i}.nii.gz" for i in range(3)]
+    lmreg(*scans, "--output", tmp_path / "out", "--spacing", 8, "--shape", *SHAPE, "--affine", "moments")
+    assert len(calls) == 3
+
+
+def test_names() -> None:
     assert case_name("/a/b/Case 1.nii.gz") == "Case_1"
     assert case_name("dicom/patient7/::1.2.3") == "patient7"
-    from lmreg_jax.affine.moments import mask_moments
-    from lmreg_jax.cohort.preprocess import Lungs
-
-    shifted = {}
-    for name, strength in (("far", 3.0), ("near", 0.1), ("zero", 0.0)):
-        moments = mask_moments(subject(random_pull(1, strength))[1])
-        shifted[name] = Lungs(moments, name == "near")
-    assert most_central(shifted) in ("far", "zero")  # what is cut off is passed over
-    assert most_central({k: v._replace(cut_off=False) for k, v in shifted.items()}) == "near"

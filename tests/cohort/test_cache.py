@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from lmreg_jax.cohort import prepare
+from lmreg_jax.cohort.table import read_cases
 from tests.tiny_cohort import edit, read
 
 
@@ -58,6 +59,15 @@ def test_the_cache_notices_changed_files_and_options(root, tmp_path, monkeypatch
     edit(root / "cases.csv", "c3,test", "c3,validation")
     assert read(root, cache=cache).case("c3").split == "validation"
     assert len(calls) == 4
+
+
+def test_the_slices_of_a_dicom_folder_belong_to_the_case(tmp_path):
+    for name in ("a.dcm", "b.dcm"):
+        (tmp_path / "scans/c0").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "scans/c0" / name).write_bytes(b"slice")
+    (tmp_path / "cases.csv").write_text("case,image\nc0,scans/c0\nc1,scans/c0::1.2.3\n", encoding="utf-8")
+    first, second = read_cases(tmp_path)
+    assert [path.name for path in first.files] == [path.name for path in second.files] == ["a.dcm", "b.dcm"]
 
 
 @pytest.mark.parametrize("damage", ["truncate", "remove", "json", "values"])

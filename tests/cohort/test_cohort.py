@@ -23,8 +23,8 @@ from lmreg_jax.cohort.cohort import (
 from lmreg_jax.errors import InputError
 from lmreg_jax.imaging.volume import Volume, apply_affine
 from lmreg_jax.io.nifti import read_volume, write_volume
-from lmreg_jax.io.points import read_points
-from tests.tiny_cohort import GRID, LANDMARKS, edit, random_pull, read, subject
+from lmreg_jax.io.points import read_points, write_points
+from tests.tiny_cohort import GRID, LANDMARKS, SHAPE, cut_off_below, edit, random_pull, read, subject
 
 
 def test_the_common_grid_and_what_lies_on_it(cohort_folder):
@@ -92,7 +92,7 @@ def known_landmarks(*names):
 @pytest.mark.slow
 def test_elastix_recovers_the_subjects_affine_maps(cohort_folder):
     cohort = read(cohort_folder, alignment="auto", spacing_mm=8.0, shape=(36, 26, 36))
-    assert cohort.alignment == "elastix" and {c.alignment for c in cohort.cases} == {"elastix"}
+    assert cohort.alignment == "elastix" and {c.alignment for c in cohort.cases} == {"elastix", "reference"}
     for fixed, moving in training_pairs(cohort):
         a, b = cohort.case(fixed), cohort.case(moving)
         # the subjects are affine images of one model, at 8 mm voxels: half a voxel may remain
@@ -106,8 +106,8 @@ def test_elastix_that_fails_falls_back_by_case_and_says_so(cohort_folder, monkey
     monkeypatch.setattr(elastix, "installed", lambda: True)
     monkeypatch.setattr(elastix, "align", fails)
     cohort = read(cohort_folder, alignment="elastix", reference="c1")
-    assert [c.alignment for c in cohort.cases] == ["moments", "elastix", *["moments"] * 3]
-    assert "c0: elastix failed (went astray); aligned by moments" in caplog.text
+    assert [c.alignment for c in cohort.cases] == ["moments", "reference", *["moments"] * 3]
+    assert "c0: elastix failed (went astray): aligned by the lungs' moments only" in caplog.text
 
 
 def test_oblique_lps_scans_with_their_own_grids_agree_with_ras_ones(root):
@@ -147,13 +147,34 @@ def test_reference_is_named_or_central_but_never_a_test_case(root):
 
 def test_lungs_that_the_scan_cuts_off_do_not_become_the_reference(root):
     central = read(root).reference
-    for folder in ("images", "lungs"):
-        volume = read_volume(root / f"{folder}/{central}.nii.gz")
-        shift = volume.affine.copy()
-        shift[:3, 3] = apply_affine(volume.affine, (0, 0, 12))
-        write_volume(root / f"{folder}/{central}.nii.gz", Volume(volume.data[:, :, 12:], shift))
-    (root / f"landmarks/{central}.csv").write_text("name,x,y,z\n", encoding="utf-8")
+    cut_off_below(root, central, 1 / 3)
     assert read(root).reference != central
+
+
+def test_cut_off_lungs_are_not_stretched_over_the_reference(root):
+    """Plain moments give a z scale of 0.78 here, and 5.1 mm of error."""
+    cut_off_below(root, "c1", 0.35)
+    cohort = read(root, reference="c0")
+    whole, cut = cohort.case("c0"), cohort.case("c1")
+    pull = cut.scan_from_grid @ np.linalg.inv(cohort.affine)
+    truth = random_pull(1) @ np.linalg.inv(random_pull(0))
+    np.testing.assert_allclose(pull[2, 2], truth[2, 2], atol=0.03)
+    error = np.linalg.norm(12 * (whole.landmarks - cut.landmarks), axis=1)
+    assert np.isfinite(error).sum() == 3 and np.nanmean(error) < 4
+
+
+def test_other_formats_give_the_same_case(root):
+    """NRRD on axes of its own, 3D Slicer's markups in LPS."""
+    sitk = pytest.importorskip("SimpleITK")
+    want = read(root).case("c1")
+    image = sitk.DICOMOrient(sitk.ReadImage(str(root / "images/c1.nii.gz")), "PLS")
+    sitk.WriteImage(image, str(root / "images/c1.nrrd"))
+    write_points(root / "landmarks/c1.mrk.json", read_points(root / "landmarks/c1.csv"))
+    edit(root / "cases.csv", "images/c1.nii.gz", "images/c1.nrrd")
+    edit(root / "cases.csv", "landmarks/c1.csv", "landmarks/c1.mrk.json")
+    got = read(root).case("c1")
+    np.testing.assert_allclose(got.image, want.image, atol=1e-5)
+    np.testing.assert_allclose(got.landmarks, want.landmarks, atol=1e-3)
 
 
 def test_a_bare_folder_of_scans_is_a_training_cohort(cohort_folder, tmp_path, caplog):
@@ -166,7 +187,7 @@ def test_a_bare_folder_of_scans_is_a_training_cohort(cohort_folder, tmp_path, ca
     with caplog.at_level(logging.WARNING):
         plain = read(tmp_path, lungs="none")
     assert all(case.lungs is None and case.image.max() > 0.7 for case in plain.cases)
-    assert "have no lung mask" in caplog.text and plain.cases[1].alignment == "none"
+    assert "have no lung mask" in caplog.text and plain.cases[1].alignment == "centres"
     middle = apply_affine(GRID, (np.array([40, 30, 36]) - 1) / 2)
     np.testing.assert_allclose(
         apply_affine(plain.cases[1].scan_from_grid, (np.array(plain.shape) - 1) / 2),
@@ -217,6 +238,14 @@ def test_masks_of_any_label_and_identity_alignment(root):
     cohort = read(root, alignment="identity")
     assert set(np.unique(cohort.case("c0").lungs)) == {0, 1}
     assert all(np.array_equal(case.scan_from_grid, cohort.affine) for case in cohort.cases)
+
+
+def test_what_lies_on_the_grid_already_is_not_interpolated(root):
+    cohort = read(root, alignment="identity", shape=SHAPE, spacing_mm=8.0)
+    for case in cohort.cases:
+        scan = read_volume(root / f"images/{case.name}.nii.gz")
+        np.testing.assert_array_equal(cohort.affine, scan.affine)
+        np.testing.assert_allclose(case.image, np.clip((scan.data + 1000) / 1400, 0, 1), atol=1e-6)
 
 
 def test_missing_landmarks_are_nan_and_names_can_be_chosen(root):

@@ -70,7 +70,7 @@ def test_a_skipped_reference_is_told_and_another_chosen_where_none_was_named(roo
 def test_without_any_readable_case_it_stops(root: Path) -> None:
     for image in (root / "images").iterdir():
         os.truncate(image, 500)
-    message = "no training case is left, 3 of 5 cases cannot be used; first: .*images/c"
+    message = "no training case is left, 5 of 5 cases cannot be used; first: .*images/c"
     with pytest.raises(InputError, match=message):
         read(root, policy="skip")
 
