@@ -41,7 +41,10 @@ Picture = Callable[[Path, Volume, Volume, str], object]  # file, image in HU, lu
 AIR_HU = -1000.0
 CLIPPED_HU = (-1024.0, 3071.0)  # padding and metal beyond must not spread when voxels are averaged
 SUFFIXES = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd", ".nhdr")
-KNOWN = ("cases.csv", "images", "lungs", "qc", "transforms", "steps.json")
+KNOWN = (  # files below DIR, as patterns
+    *("cases.csv", "steps.json", "qc/*.png", "transforms/*.h5"),
+    *("images/*.nii.gz", "lungs/*.nii.gz"),
+)
 
 
 class Source(NamedTuple):

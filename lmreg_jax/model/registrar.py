@@ -125,4 +125,4 @@ def load(folder: str | Path | None = None) -> Registrar:
         config = configuration.read(folder / configuration.FILE)
         like = jax.eval_shape(lambda: configuration.initial_params(config))
         source, params = checkpoint.load_params(folder, like)
-    return registrar(config, jax.tree.map(jnp.asarray, params), source)
+    return registrar(config, jax.tree.map(partial(jnp.asarray, dtype=jnp.float32), params), source)
