@@ -61,7 +61,8 @@ def undone(undo: Undo) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        undo()
+        with contextlib.suppress(OSError):
+            undo()
         raise
     finally:
         undo_at_end.remove(undo)

@@ -83,8 +83,9 @@ def new_file(output: str | os.PathLike[str], *, force: bool) -> Iterator[Path]:
     """The same for one file: a name with its suffix to write to, renamed to `output` after the block."""
     target = resolved(output)
     before = _state(target)
-    if before is not None and "." not in before:
-        raise InputError(f"{target}: is a folder; name a file")
+    if before is not None and not target.is_file():
+        kind = "is a folder" if target.is_dir() else "not a regular file"
+        raise InputError(f"{target}: {kind}; name a file")
     if before is not None and not force:
         raise InputError(f"{target}: exists; choose another name, or replace it with --force")
 
@@ -118,11 +119,9 @@ def _temporary(
     kept: list[Path] = []
 
     def undo() -> None:
-        if kept:
-            return
-        _remove(temporary)
-        for path in made:
-            with contextlib.suppress(OSError):
+        if not kept:
+            _remove(temporary)
+            for path in made:
                 path.rmdir()
 
     with undone(undo):

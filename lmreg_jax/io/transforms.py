@@ -191,7 +191,7 @@ def _read_itk_transform(path: Path) -> Transform:
 def _check_in_a_child(path: Path) -> None:
     """ITK's HDF5 reader crashes over some damaged files: let it do so in a process of its own."""
     program = "import sys, SimpleITK; SimpleITK.ReadTransform(sys.argv[1])"
-    answer = subprocess.run([sys.executable, "-c", program, str(path.absolute())], capture_output=True)
+    answer = subprocess.run([sys.executable, "-P", "-c", program, str(path.absolute())], capture_output=True)
     if answer.returncode < 0:
         raise InputError(f"{path}: damaged HDF5: its reader crashes over it; copy or make the file again")
 

@@ -125,7 +125,9 @@ def refine(
     iterates: list[tuple[dict[str, float], float]] = []
     best, best_step = change, 0
     for i in progress(range(steps + 1)):
-        next_change, state, found, smallest = _step(objective, pair, start, centre, change, state, rate(i))
+        next_change, state, found, smallest = _step(
+            objective, pair, start, centre, change, state, jnp.float32(rate(i))
+        )
         iterates.append(({name: float(value) for name, value in found.items()}, float(smallest)))
         if _better(iterates[i], iterates[best_step]):
             best, best_step = change, i
@@ -150,7 +152,9 @@ def compared(
     """
     start = jnp.asarray(start, jnp.float32)
     none = jnp.zeros_like(start)
-    _, _, found, smallest = _step(objective, pair, start, centre, none, ADAM.init(none), jnp.zeros(()))
+    _, _, found, smallest = _step(
+        objective, pair, start, centre, none, ADAM.init(none), jnp.zeros((), jnp.float32)
+    )
     before, jacobian = {name: float(value) for name, value in found.items()}, float(smallest)
     now = outcome.after, outcome.smallest_jacobian[1]
     if not _better(now, (before, jacobian)):
@@ -231,7 +235,7 @@ def laplace_log_variance(pair: Pair, velocity: Array, objective: Objective) -> A
     u = displacement_of(velocity, shape, stride=stride, steps=objective.integration_steps)
     warped = fields.warp(pair.moving, u)
     known = pair.fixed_inside & fields.warp_nearest(pair.moving_inside, u)
-    weight = jnp.asarray(image_scale(objective, stride))
+    weight = jnp.asarray(image_scale(objective, stride), velocity.dtype)
     if objective.image != "ssd":
         remaining = jnp.sum(jnp.where(known, (pair.fixed - warped) ** 2, 0)) / jnp.maximum(known.sum(), 1)
         weight = image_scale(objective._replace(image_sigma=1.0), stride) / jnp.maximum(remaining, 1e-6)

@@ -198,7 +198,7 @@ def refined(
         coarse_frame = coarser(frame)
         coarse = no_motion(coarse_frame)
         pair, before = images(coarse_frame), resampled(field, coarse)
-        coarse_start = jnp.asarray(before / coarse.spacing)
+        coarse_start = jnp.asarray(before / coarse.spacing, jnp.float32)
         found = refinement.refine(
             pair,
             coarse_start,
@@ -210,11 +210,11 @@ def refined(
         added = np.asarray(found.velocity) * coarse.spacing - before
         velocity = start + resampled(Field(added, coarse.affine), fine)
         history = found.history
-    pair, fine_start = images(frame), jnp.asarray(start / fine.spacing)
+    pair, fine_start = images(frame), jnp.asarray(start / fine.spacing, jnp.float32)
     centre = fine_start if around_start else 0.0
     outcome = refinement.refine(
         pair,
-        jnp.asarray(velocity / fine.spacing),
+        jnp.asarray(velocity / fine.spacing, jnp.float32),
         objective=objective,
         steps=steps - steps // 2,
         centre=centre,

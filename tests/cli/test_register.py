@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from lmreg_jax.cli import register
-from lmreg_jax.errors import InputError, exits_cleanly
+from lmreg_jax.errors import exits_cleanly
 from lmreg_jax.imaging.volume import Volume
 from lmreg_jax.io.nifti import read_volume, write_volume
 from lmreg_jax.io.points import write_points
