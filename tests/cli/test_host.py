@@ -1,4 +1,4 @@
-"""The host neither breaks nor changes a command: variables, streams, signals, names, what lies in the folder."""
+"""The host neither breaks nor changes a command: variables, streams, signals, names, modules."""
 
 from __future__ import annotations
 

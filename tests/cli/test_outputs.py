@@ -8,13 +8,16 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from lmreg_jax.cli import host, register
 from lmreg_jax.errors import InputError, exits_cleanly
+from lmreg_jax.imaging.transforms import affine_transform
 from lmreg_jax.io import outputs, tables
 from lmreg_jax.io.outputs import check_output, new_file, new_folder, resolved
 from lmreg_jax.io.tables import replacing
+from lmreg_jax.io.transforms import read_transform, write_itk
 from lmreg_jax.report import output as report
 from lmreg_jax.report.drawing import attempt, printable
 from lmreg_jax.report.page import page
@@ -259,3 +262,18 @@ def test_the_command_refuses_its_output_before_it_reads_a_scan(
     with pytest.raises(SystemExit):
         exits_cleanly(register.run)(args)
     assert "file/out: cannot be written" in capsys.readouterr().err
+
+
+def test_a_folder_whose_name_is_not_utf8_gets_its_transforms(tmp_path: Path) -> None:
+    """SimpleITK would end the process."""
+    pytest.importorskip("SimpleITK")
+    folder = tmp_path / "d\udcff"
+    folder.mkdir()
+    shifted = np.eye(4)
+    shifted[0, 3] = 3.0
+    write_itk(folder / "transform.h5", affine_transform(shifted))
+    with pytest.raises(InputError, match="UTF-8"):
+        read_transform(folder / "transform.h5")
+    os.rename(folder, tmp_path / "d")
+    read = read_transform(tmp_path / "d" / "transform.h5")
+    np.testing.assert_allclose(read.pre @ read.post, shifted)

@@ -21,6 +21,7 @@ OTHERWISE = {
     "scalars.py": "a log that grows by lines; one cut short is dropped on resuming",
     "tensorboard.py": "TFRecord, a log of the same kind, each record with its sum",
     "lock.py": "a note of who holds the lock, not a result",
+    "lmreg_jax/errors.py": "the null device",
     "io/outputs.py": "tries out a place, then removes what it wrote",
     "cohort/preprocess.py": "into a folder under another name, renamed when whole",
     "phantom_figure.py": "draws a figure for the documentation",
