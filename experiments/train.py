@@ -32,6 +32,7 @@ from lmreg_jax import _compilation_cache as compilation_cache
 from lmreg_jax.affine import reference
 from lmreg_jax.cohort import batches
 from lmreg_jax.cohort.cohort import Cohort, held_out_pairs, split_names, training_pairs
+from lmreg_jax.core.settings import own_settings
 from lmreg_jax.errors import InputError, exits_cleanly
 from lmreg_jax.evaluation import cohort as evaluation
 from lmreg_jax.model import checkpoint, keras, registrar
@@ -46,6 +47,7 @@ DETERMINISTIC = flags.DEFINE_bool("deterministic", False, "The same bits in ever
 processes.define_flags()
 
 
+@own_settings()
 def train(
     config: ConfigDict,
     workdir: Path,

@@ -11,6 +11,7 @@ import hashlib
 import logging
 import os
 import platform
+import tempfile
 from pathlib import Path
 
 import jax
@@ -32,7 +33,7 @@ def enable() -> Path | None:
     given = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
     if given or wanted.lower() in ("off", "0", "no", "false"):
         return None
-    folder = Path(wanted) if wanted else _default()
+    folder = Path(os.path.expanduser(wanted)) if wanted else _default()
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         state = folder.stat()
@@ -68,8 +69,16 @@ def _default() -> Path:
 
     A home that several machines share would else hand one of them instructions that it lacks.
     """
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "lmreg_jax" / "compiled" / _processor()
+    return user_cache() / "lmreg_jax" / "compiled" / _processor()
+
+
+def user_cache() -> Path:
+    """The user's cache folder; where a user has no home (in a container), one below the temporary folder."""
+    home = os.path.expanduser("~")
+    if not os.path.isabs(home):
+        user = os.getuid() if hasattr(os, "getuid") else "user"
+        home = os.path.join(tempfile.gettempdir(), f"lmreg_jax-{user}")
+    return Path(os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or os.path.join(home, ".cache")))
 
 
 def _processor() -> str:

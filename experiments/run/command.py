@@ -14,6 +14,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
+from lmreg_jax.cli import host
 from lmreg_jax.errors import InputError
 from lmreg_jax.io.tables import replacing
 from lmreg_jax.model import checkpoint
@@ -44,7 +45,7 @@ def define_config(default: str) -> Any:
 
 def parse(arguments: Sequence[str]) -> list[str]:
     """absl's flags; a value that cannot be used ends with one line and exit status 2."""
-    arguments = list(arguments)
+    arguments = host.expanded(arguments)
     if "config" in flags.FLAGS and not any(re.match(r"--?config(=|$)", a) for a in arguments):
         arguments.insert(1, f"--config={flags.FLAGS['default_config'].default}")
     try:

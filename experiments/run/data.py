@@ -10,6 +10,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from lmreg_jax import phantom
+from lmreg_jax._compilation_cache import user_cache
 from lmreg_jax.cohort.cohort import Cohort, read_cohort, split_names, with_validation
 from lmreg_jax.model import config as configuration
 
@@ -23,8 +24,7 @@ MARGIN_MM = 30.0
 
 def cache_folder() -> Path:
     """Where cohorts are kept between runs: $LMREG_CACHE, else the user's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("LMREG_CACHE") or Path(base) / "lmreg_jax")
+    return Path(os.path.expanduser(os.environ.get("LMREG_CACHE") or user_cache() / "lmreg_jax"))
 
 
 def embedded_root(config: ConfigDict) -> Path:

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from lmreg_jax.errors import InputError
+from lmreg_jax.errors import InputError, undo_at_end
 from lmreg_jax.imaging.resampling import downsample, inside, resample
 from lmreg_jax.imaging.volume import Volume, apply_affine
 
@@ -165,10 +165,12 @@ class Worker:
     """`elastix_worker` as a running process. Raises WorkerDied where it cannot be started, or dies."""
 
     def __init__(self) -> None:
-        path = os.pathsep.join(folder for folder in sys.path if folder)  # ITK may lie anywhere on ours
-        # -P: our modules must not hide others' by their names.
+        # ITK may lie anywhere on our path, but not in the working folder: what has a library's name there
+        # would be run. -P: nor may our own modules hide others' by their names.
         command = [sys.executable, "-P", str(WORKER_FILE)]
         try:
+            here = os.getcwd()
+            path = os.pathsep.join(f for f in sys.path if f and os.path.realpath(f) != here)
             self.errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed by `close`)
             self.process = subprocess.Popen(
                 command,
@@ -179,6 +181,7 @@ class Worker:
             )
         except (OSError, TypeError, ValueError) as error:
             raise WorkerDied(f"its process cannot be started: {error}") from error
+        undo_at_end.append(self.process.kill)
 
     def ask(self, job: Mapping[str, Any], images: list[Array]) -> dict[str, Any]:
         """The worker's answer to a job; see there."""
@@ -210,6 +213,7 @@ class Worker:
 
     def close(self) -> None:
         """Ends the process, whatever it does."""
+        undo_at_end.remove(self.process.kill)
         self.process.kill()
         self.process.wait()
         for file in (self.process.stdin, self.process.stdout, self.errors):

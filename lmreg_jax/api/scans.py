@@ -24,6 +24,7 @@ from lmreg_jax.anatomy.chest import Side, read_side
 from lmreg_jax.api.transform import AIR_HU, Transform
 from lmreg_jax.errors import InputError
 from lmreg_jax.io.images import as_scan
+from lmreg_jax.io.outputs import new_folder, resolved
 from lmreg_jax.io.points import check_points, read_points
 from lmreg_jax.io.scan import Scan
 from lmreg_jax.model.weights import DEFAULT
@@ -80,8 +81,7 @@ class Result:
 
     def save(self, folder: str | os.PathLike[str], *, force: bool = False) -> Path:
         """Writes what `lmreg register` writes. Raises InputError where `folder` exists, unless force."""
-        path = Path(folder)
-        with output.new_folder(path, force=force) as temporary:
+        with new_folder(folder, force=force, known=tuple(output.FILES)) as temporary:
             output.write_results(
                 temporary,
                 self.fixed,
@@ -92,7 +92,7 @@ class Result:
                 landmarks=self.landmarks,
                 seconds=self.seconds,
             )
-        return path
+        return resolved(folder)
 
     def _repr_png_(self) -> bytes:
         """The picture of the report, in a notebook."""

@@ -5,12 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmreg_jax._records import plain, versions
 from lmreg_jax.cli.console import Clock
-from lmreg_jax.errors import InputError
+from lmreg_jax.errors import InputError, printed
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -70,14 +69,17 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
 
 def run(args: argparse.Namespace) -> None:
     """Prints the table and writes the JSON file. Raises InputError."""
-    from lmreg_jax.io.tables import replacing
+    from lmreg_jax.io.outputs import new_file
 
     _check(args)
-    result = evaluate(args)
+    if not args.output:
+        print(table(evaluate(args)))
+        printed()
+        return
+    with new_file(args.output, force=args.force) as file:
+        result = evaluate(args)
+        file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     print(table(result))
-    if args.output:
-        with replacing(args.output) as temporary:
-            temporary.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -88,8 +90,6 @@ def _check(args: argparse.Namespace) -> None:
             raise InputError(f"--{missing}-{kind} is missing: they are compared with --{given[0]}-{kind}")
     if not (args.fixed_landmarks or args.fixed_mask or args.transform):
         raise InputError("nothing to evaluate: give landmarks or masks of both scans, or a --transform")
-    if args.output and Path(args.output).exists() and not args.force:
-        raise InputError(f"{args.output}: exists; choose another name, or replace it with --force")
 
 
 def evaluate(args: argparse.Namespace) -> dict[str, Any]:

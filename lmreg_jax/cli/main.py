@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import argparse
 import logging
+import sys
 from collections.abc import Sequence
 from importlib import metadata
 
-from lmreg_jax.cli import evaluate, preprocess, register, warp
+from lmreg_jax.cli import evaluate, host, preprocess, register, warp
 from lmreg_jax.errors import exits_cleanly
 
 SUBCOMMANDS = (preprocess, register, warp, evaluate)
@@ -43,7 +44,10 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line `argv` (by default the process's own)."""
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
-    args = parser().parse_args(argv)
+    if argv is None:  # a process of its own
+        host.neutralise()
+        host.isolate()
+    args = parser().parse_args(host.expanded(sys.argv[1:] if argv is None else argv))
     args.run(args)
 
 

@@ -66,10 +66,9 @@ def run(args: argparse.Namespace) -> None:
     """Writes the cohort; reports what looks doubtful."""
     from lmreg_jax.affine import elastix
     from lmreg_jax.cohort.preprocess import KNOWN, preprocess, sources
-    from lmreg_jax.report.output import check_output, new_folder
-    from lmreg_jax.report.overview import quality_picture
+    from lmreg_jax.io.outputs import new_folder, resolved
+    from lmreg_jax.report.drawing import attempt
 
-    check_output(args.output, force=args.force, known=KNOWN)
     rows, pairs = sources(args.scans, args.masks, args.landmarks, args.points)
     clock = Clock(quiet=args.quiet)
     if len(rows) > 1 and args.affine == "auto" and not elastix.installed():
@@ -78,10 +77,16 @@ def run(args: argparse.Namespace) -> None:
             ' (pip install "lmreg_jax[elastix]")',
             file=sys.stderr,
         )
-    if args.affine in ("auto", "elastix") and len(rows) > 1:
-        elastix.start()  # it loads while the scans are read
     x, y, z = args.shape
+    missing: list[str] = []
+
+    def picture(path: Path, *shown: Any) -> None:
+        _, notes = attempt(_quality_picture, path, *shown)
+        missing.extend(f"{path.name}: {note}" for note in notes)
+
     with new_folder(args.output, force=args.force, known=KNOWN) as folder:
+        if args.affine in ("auto", "elastix") and len(rows) > 1:
+            elastix.start()  # it loads while the scans are read
         record = preprocess(
             rows,
             pairs,
@@ -91,10 +96,20 @@ def run(args: argparse.Namespace) -> None:
             spacing_mm=args.spacing,
             affine=args.affine,
             say=clock.say,
-            picture=quality_picture,
+            picture=picture,
             progress=not args.quiet,
         )
     for name, case in record["cases"].items():
         for warning in case["warnings"]:
             print(f"note: {name}: {warning}", file=sys.stderr)
-    print(f"{args.output}: {len(rows)} cases in {clock.total():.0f} s; look at {args.output / 'qc'}")
+    for note in missing:
+        print(f"note: {note}", file=sys.stderr)
+    output = resolved(args.output)
+    print(f"{output}: {len(rows)} cases in {clock.total():.0f} s; look at {output / 'qc'}")
+
+
+def _quality_picture(path: Path, image: Any, lungs: Any, title: str) -> None:
+    from lmreg_jax.report.drawing import printable
+    from lmreg_jax.report.overview import quality_picture
+
+    quality_picture(path, image, lungs, printable(title))

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lmreg_jax.cli import host
 from lmreg_jax.cli.console import Clock
 from lmreg_jax.errors import InputError
 
@@ -89,36 +90,25 @@ def run(args: argparse.Namespace) -> None:
     """Reads, registers, writes; prints where the results are and the numbers that matter."""
     from lmreg_jax import _compilation_cache as compilation_cache
     from lmreg_jax.affine import elastix
-    from lmreg_jax.report.output import FILES, check_output, new_folder, write_results
+    from lmreg_jax.io.outputs import new_folder, resolved
+    from lmreg_jax.report.output import FILES, write_page, write_results
 
-    check_output(args.output, force=args.force, known=tuple(FILES))
-    if args.refine < 0:
-        raise InputError(f"--refine {args.refine}: 0 or more steps are needed")
-    if bool(args.fixed_landmarks) != bool(args.moving_landmarks):
-        raise InputError("--fixed-landmarks and --moving-landmarks belong together: give both or none")
-    compilation_cache.enable()
+    _check(args)
     clock = Clock(quiet=args.quiet)
-    if args.affine in ("auto", "elastix"):
-        elastix.start()  # it loads while the scans are read
-    model = _model(args.model)
-    for option, value in (("around", "network"), ("objective", "trained")):
-        if getattr(args, f"refine_{option}") == value and (model is None or not args.refine):
-            raise InputError(f"--refine-{option} {value}: give a model and --refine N, too")
-    if args.refine_objective == "correlation" and not args.refine:
-        raise InputError("--refine-objective correlation: give --refine N, too")
-    if model is None and not args.refine:
-        print(
-            "no model: affine alignment only (--model DIR for a network, --refine N to deform)",
-            file=sys.stderr,
-        )
 
     def say(doing: str) -> None:
         if doing != "affine alignment":
             elastix.stop()  # it holds as much memory as all that follows
         clock.say(doing)
 
-    fixed, moving, landmarks = _read(args, clock)
-    with new_folder(args.output, force=args.force) as folder:
+    with new_folder(args.output, force=args.force, known=tuple(FILES)) as folder:
+        host.check_devices()
+        compilation_cache.enable()
+        if args.affine in ("auto", "elastix"):
+            elastix.start()  # it loads while the scans are read
+        model = _model(args.model)
+        _check_refinement(args, model)
+        fixed, moving, landmarks = _read(args, clock)
         from lmreg_jax.registration.scans import register_sides
 
         found = register_sides(
@@ -132,7 +122,7 @@ def run(args: argparse.Namespace) -> None:
             say=say,
             progress=clock.progress,
         )
-        numbers = write_results(
+        written = write_results(
             folder,
             fixed,
             moving,
@@ -143,7 +133,31 @@ def run(args: argparse.Namespace) -> None:
             seconds=clock.seconds,
             say=say,
         )
-    _tell(args.output, numbers, clock)
+    output = resolved(args.output)
+    say("report")
+    numbers = write_page(output, written, fixed, moving)
+    _tell(output, numbers, clock)
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Options that contradict each other, before any work."""
+    if args.refine < 0:
+        raise InputError(f"--refine {args.refine}: expected 0 or more steps")
+    if bool(args.fixed_landmarks) != bool(args.moving_landmarks):
+        raise InputError("--fixed-landmarks and --moving-landmarks belong together: give both or none")
+    if args.refine_objective == "correlation" and not args.refine:
+        raise InputError("--refine-objective correlation: give --refine N, too")
+
+
+def _check_refinement(args: argparse.Namespace, model: Model | None) -> None:
+    for option, value in (("around", "network"), ("objective", "trained")):
+        if getattr(args, f"refine_{option}") == value and (model is None or not args.refine):
+            raise InputError(f"--refine-{option} {value}: give a model and --refine N, too")
+    if model is None and not args.refine:
+        print(
+            "no model: affine alignment only (--model DIR for a network, --refine N to deform)",
+            file=sys.stderr,
+        )
 
 
 def _model(given: str | None) -> Model | None:

@@ -85,19 +85,19 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
 
 def run(args: argparse.Namespace) -> None:
     """Writes OUT, whole or not at all. Raises InputError."""
+    from lmreg_jax.io.outputs import new_file
     from lmreg_jax.io.transforms import read_transform
 
-    if Path(args.output).exists() and not args.force:
-        raise InputError(f"{args.output}: exists; choose another name, or replace it with --force")
     _check_output(args)
     clock = Clock(quiet=not sys.stderr.isatty())
-    clock.say("transform")
-    transform = read_transform(args.transform)
-    clock.say(("inverse, " if args.inverse else "") + ("points" if args.points else "resampling"))
-    if args.points:
-        _warp_points(args, transform)
-    else:
-        _warp_grid(args, transform)
+    with new_file(args.output, force=args.force) as file:
+        clock.say("transform")
+        transform = read_transform(args.transform)
+        clock.say(("inverse, " if args.inverse else "") + ("points" if args.points else "resampling"))
+        if args.points:
+            _warp_points(args, transform, file)
+        else:
+            _warp_grid(args, transform, file)
 
 
 def _check_output(args: argparse.Namespace) -> None:
@@ -109,7 +109,7 @@ def _check_output(args: argparse.Namespace) -> None:
         raise InputError("--reference is missing: the scan whose grid the result lies on")
 
 
-def _warp_points(args: argparse.Namespace, transform: Transform) -> None:
+def _warp_points(args: argparse.Namespace, transform: Transform, file: Path) -> None:
     import numpy as np
 
     from lmreg_jax.imaging.inverse import inverse_points
@@ -137,10 +137,10 @@ def _warp_points(args: argparse.Namespace, transform: Transform) -> None:
             f"{args.transform}: a displacement field that ends before {np.count_nonzero(~defined)} of "
             f"{len(points)} points ({names}); use the composite transform (.h5), which holds everywhere"
         )
-    write_points(args.output, dict(zip(points, moved, strict=True)), reference, unit)
+    write_points(file, dict(zip(points, moved, strict=True)), reference, unit)
 
 
-def _warp_grid(args: argparse.Namespace, transform: Transform) -> None:
+def _warp_grid(args: argparse.Namespace, transform: Transform, file: Path) -> None:
     import numpy as np
 
     from lmreg_jax.imaging.inverse import invert
@@ -170,7 +170,7 @@ def _warp_grid(args: argparse.Namespace, transform: Transform) -> None:
             f"{name}: nothing of it lies on the grid of {args.reference} after {args.transform}; is the "
             "transform of this pair, and in this direction?"
         )
-    write_native(args.output, reference, out, scan.dtype if args.image else None)
+    write_native(file, reference, out, scan.dtype if args.image else None)
 
 
 def _warn_of_gaps(name: str, transform: Transform, reference: Scan) -> None:

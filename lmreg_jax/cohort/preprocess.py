@@ -39,7 +39,10 @@ Picture = Callable[[Path, Volume, Volume, str], object]  # file, image in HU, lu
 
 PAIRS = "pairs.csv"
 FOLDERS = {name: name + "s" * (name == "image") for name in FILES}
-KNOWN = (TABLE, PAIRS, *FOLDERS.values(), "qc", "transforms", "steps.json")
+KNOWN = (  # files below the folder, as patterns
+    *(TABLE, PAIRS, "steps.json", "qc/*.png", "transforms/*.h5"),
+    *(f"{folder}/*" for folder in FOLDERS.values()),
+)
 
 Pairs = tuple[tuple[str, str], ...]
 

@@ -82,7 +82,7 @@ def terms(
     stride = field_stride(fixed.shape, posterior.mean.shape[:3])
     kl = prior.kl_divergence(*posterior, precision=objective.precision, reading=objective.reading)
     mean_image = IMAGE_TERMS[objective.image](fixed, fields.warp(moving, displacement))
-    scale = jnp.array(objective.spacing_mm) if objective.landmark_unit == "mm" else 1.0
+    scale = jnp.array(objective.spacing_mm, fixed_points.dtype) if objective.landmark_unit == "mm" else 1.0
     # Positions behind a false mask may be NaN; NaN coordinates must not reach the sampler.
     safe_points = jnp.where(point_mask[:, None], fixed_points, 0)
     distance = landmarks.masked_mean_squared_distance(

@@ -56,11 +56,11 @@ def local_correlation(fixed: Array, warped: Array, *, window: int = 9) -> Array:
 def _window_sizes(shape: tuple[int, ...], window: int) -> Array:
     """Voxels of the grid in each one's window. (As the sum of a window over ones, XLA's compiler would
     fold it into a constant voxel by voxel, which takes seconds.)"""
-    sizes = jnp.ones(shape)
+    sizes = jnp.ones(shape, jnp.float32)
     for axis, n in enumerate(shape):
         index, half = np.arange(n), window // 2
         along = np.minimum(index + half, n - 1) - np.maximum(index - half, 0) + 1
-        sizes = sizes * along.reshape([-1 if a == axis else 1 for a in range(3)])
+        sizes = sizes * along.reshape([-1 if a == axis else 1 for a in range(3)]).astype(np.float32)
     return sizes
 
 

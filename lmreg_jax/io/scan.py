@@ -57,7 +57,12 @@ class Scan(NamedTuple):
 
 
 def simpleitk(purpose: str) -> Any:
-    """The module SimpleITK, imported when it is needed; InputError with the way to install it."""
+    """The module SimpleITK, imported when it is needed; InputError with the way to install it.
+
+    purpose: begins with the path. One that is not UTF-8 would end the process inside SimpleITK.
+    """
+    if not purpose.isascii() and purpose != purpose.encode(errors="replace").decode():
+        raise InputError(f"{purpose} needs a name in UTF-8; rename the file or the folder")
     try:
         import SimpleITK
     except ImportError:

@@ -4,33 +4,55 @@ from __future__ import annotations
 
 import codecs
 import csv
+import errno
 import os
 import re
 import secrets
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
-from lmreg_jax.errors import InputError
+from lmreg_jax.errors import InputError, undone
 
 DECIMAL_COMMA = re.compile(r"^([+-]?\d+),(\d+)$")
+TEMPORARY = ".writing-"  # how names begin that are no results yet
 
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A temporary name beside `path` (same suffix), renamed to it on success, removed on failure.
+    """A temporary name next to `path` (same suffix), renamed to it on success, removed on failure.
 
-    Folders above are made. A reader, or a second writer, thus never sees half a file.
+    Folders above are made; a symbolic link stays one, and the file that it names is replaced. A reader,
+    or a second writer, thus never sees half a file.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".writing-{os.getpid()}-{secrets.token_hex(4)}-{path.name}")
-    try:
+    target = Path(os.path.realpath(path))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_name(target.parent, Path(path).name)
+    with undone(partial(temporary.unlink, missing_ok=True)):
         yield temporary
+        put_file(temporary, target)
+
+
+def temporary_name(folder: Path, name: str = "") -> Path:
+    """A new hidden name in `folder`, with the suffix of `name`, however long that is."""
+    return (
+        folder / f"{TEMPORARY}{os.getpid()}-{secrets.token_hex(4)}{''.join(Path(name).suffixes[-2:])[-16:]}"
+    )
+
+
+def put_file(temporary: Path, path: Path) -> None:
+    """Renames `temporary` to `path`, or copies it there where `path` is a file that is mounted."""
+    if os.path.lexists(path) and not path.is_file():
+        raise InputError(f"{path}: not a regular file; name another")
+    try:
         os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        shutil.copyfile(temporary, path)
+        temporary.unlink()
 
 
 def text_of(path: Path, kind: str) -> str:

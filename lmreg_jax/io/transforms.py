@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Iterable, Sequence
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +65,7 @@ def write_itk(path: str | os.PathLike[str], transform: Transform) -> None:
     path = Path(path)
     if not path.name.endswith(WRITTEN):
         raise InputError(f"{path}: ITK transforms are written as {', '.join(WRITTEN)}")
-    sitk = simpleitk(f"{path}: writing an ITK transform")
+    sitk = simpleitk(f"{path.name}: writing an ITK transform")
     packed = path.name.endswith(HDF5) and importlib.util.find_spec("h5py") is not None
     if packed:  # The field itself follows in float32: ITK would hold it in float64, several times over.
         stand_in = np.full((2, 2, 2, 3), transform.displacement.any(), np.float32)
@@ -72,7 +74,8 @@ def write_itk(path: str | os.PathLike[str], transform: Transform) -> None:
         composite = itk_composite(transform)
     with replacing(path) as temporary:
         try:
-            sitk.WriteTransform(composite, str(temporary))
+            with _in_ascii(temporary) as name:
+                sitk.WriteTransform(composite, name)
             if packed and transform.displacement.any():
                 _put_field(temporary, transform.displacement)
         except RuntimeError as error:  # h5py's, too: a disk that fills shows when the file is closed
@@ -100,6 +103,18 @@ def itk_composite(transform: Transform) -> Any:
     if composite.GetNumberOfTransforms() == 0:
         composite.AddTransform(sitk.AffineTransform(3))
     return composite
+
+
+@contextmanager
+def _in_ascii(path: Path) -> Iterator[str]:
+    """A name for a file that every library takes: a folder that is not UTF-8 is reached through a link."""
+    if str(path).isascii():
+        yield str(path)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        link = Path(folder) / "link"
+        link.symlink_to(path.parent.absolute(), target_is_directory=True)
+        yield str(link / path.name)
 
 
 def _put_field(path: Path, displacement: Array) -> None:

@@ -159,7 +159,9 @@ def network(config: ml_collections.ConfigDict) -> UNet:
 def initial_params(config: ml_collections.ConfigDict) -> Any:
     """Random parameters from `config.seed`."""
     net = network(config)
-    image = jnp.zeros((1, *(net.multiple,) * 3))  # Kernels do not depend on the grid: the smallest.
+    image = jnp.zeros(
+        (1, *(net.multiple,) * 3), jnp.float32
+    )  # Kernels do not depend on the grid: the smallest.
     return net.init(jax.random.key(config.seed), image, image)
 
 

@@ -48,7 +48,7 @@ def import_keras(path: str | Path, model: UNet) -> Any:
 def expected_shapes(model: UNet) -> dict[str, dict[str, tuple[int, ...]]]:
     """Shapes of the model's arrays, `{layer: {"kernel": ..., "bias": ...}}`; no computing."""
     # The kernels do not depend on the grid: the smallest that the network takes.
-    image = jnp.zeros((1, *(model.multiple,) * 3))
+    image = jnp.zeros((1, *(model.multiple,) * 3), jnp.float32)
     params = jax.eval_shape(model.init, jax.random.key(0), image, image)["params"]
     return {name: {part: a.shape for part, a in layer.items()} for name, layer in params.items()}
 

@@ -14,6 +14,7 @@ from jax import Array
 
 from lmreg_jax.core import fields
 from lmreg_jax.core.objective import displacement_of, field_stride
+from lmreg_jax.core.settings import own_settings
 from lmreg_jax.errors import InputError
 from lmreg_jax.model import checkpoint, weights
 from lmreg_jax.model import config as configuration
@@ -67,6 +68,7 @@ class Registrar(NamedTuple):
         """SHA-256 over the parameters; the same for the same weights in any file."""
         return weights.checksum(self.params)
 
+    @own_settings()
     def __call__(self, fixed: Any, moving: Any) -> Registration:
         """Both `[X, Y, Z]` in [0, 1] (see `preprocess.window`), any grid, both on the same.
 
@@ -111,6 +113,7 @@ def registrar(config: Any, params: Any, source: str = "") -> Registrar:
     return Registrar(jax.jit(pure), params, config, source)
 
 
+@own_settings()
 def load(folder: str | Path | None = None) -> Registrar:
     """The trained model of a training's folder (its best checkpoint by validation TRE), or of an
     exported model's folder (see `model_files`); without an argument, the one that is shipped.
@@ -125,4 +128,4 @@ def load(folder: str | Path | None = None) -> Registrar:
         config = configuration.read(folder / configuration.FILE)
         like = jax.eval_shape(lambda: configuration.initial_params(config))
         source, params = checkpoint.load_params(folder, like)
-    return registrar(config, jax.tree.map(jnp.asarray, params), source)
+    return registrar(config, jax.tree.map(partial(jnp.asarray, dtype=jnp.float32), params), source)

@@ -111,5 +111,5 @@ class Weights(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: int) -> tuple[Array, Array]:
-        kernel = self.param("kernel", self.kernel_init, (3, 3, 3, inputs, self.width))
-        return kernel, self.param("bias", self.bias_init, (self.width,))
+        kernel = self.param("kernel", self.kernel_init, (3, 3, 3, inputs, self.width), jnp.float32)
+        return kernel, self.param("bias", self.bias_init, (self.width,), jnp.float32)

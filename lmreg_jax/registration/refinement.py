@@ -109,7 +109,9 @@ def refine(
     iterates: list[tuple[dict[str, float], float]] = []
     best, best_step = change, 0
     for i in progress(range(steps + 1)):
-        next_change, state, found, smallest = _step(objective, pair, start, centre, change, state, rate(i))
+        next_change, state, found, smallest = _step(
+            objective, pair, start, centre, change, state, jnp.float32(rate(i))
+        )
         iterates.append(({name: float(value) for name, value in found.items()}, float(smallest)))
         if _better(iterates[i], iterates[best_step]):
             best, best_step = change, i
@@ -134,7 +136,9 @@ def compared(
     """
     start = jnp.asarray(start, jnp.float32)
     none = jnp.zeros_like(start)
-    _, _, found, smallest = _step(objective, pair, start, centre, none, ADAM.init(none), jnp.zeros(()))
+    _, _, found, smallest = _step(
+        objective, pair, start, centre, none, ADAM.init(none), jnp.zeros((), jnp.float32)
+    )
     before, jacobian = {name: float(value) for name, value in found.items()}, float(smallest)
     now = outcome.after, outcome.smallest_jacobian[1]
     if not _better(now, (before, jacobian)):
@@ -228,7 +232,7 @@ def refined(
         coarse_frame = coarser(frame)
         coarse = no_motion(coarse_frame)
         pair, before = images(coarse_frame), resampled(field, coarse)
-        coarse_start = jnp.asarray(before / coarse.spacing)
+        coarse_start = jnp.asarray(before / coarse.spacing, jnp.float32)
         found = refine(
             pair,
             coarse_start,
@@ -240,11 +244,11 @@ def refined(
         added = np.asarray(found.velocity) * coarse.spacing - before
         velocity = start + resampled(Field(added, coarse.affine), fine)
         history = found.history
-    pair, fine_start = images(frame), jnp.asarray(start / fine.spacing)
+    pair, fine_start = images(frame), jnp.asarray(start / fine.spacing, jnp.float32)
     centre = fine_start if around_start else 0.0
     outcome = refine(
         pair,
-        jnp.asarray(velocity / fine.spacing),
+        jnp.asarray(velocity / fine.spacing, jnp.float32),
         objective=objective,
         steps=steps - steps // 2,
         centre=centre,
@@ -269,7 +273,7 @@ def laplace_log_variance(pair: Pair, velocity: Array, objective: Objective) -> A
     u = displacement_of(velocity, shape, stride=stride, steps=objective.integration_steps)
     warped = fields.warp(pair.moving, u)
     known = pair.fixed_inside & fields.warp_nearest(pair.moving_inside, u)
-    weight = jnp.asarray(image_scale(objective, stride))
+    weight = jnp.asarray(image_scale(objective, stride), velocity.dtype)
     if objective.image != "ssd":
         remaining = jnp.sum(jnp.where(known, (pair.fixed - warped) ** 2, 0)) / jnp.maximum(known.sum(), 1)
         weight = image_scale(objective._replace(image_sigma=1.0), stride) / jnp.maximum(remaining, 1e-6)

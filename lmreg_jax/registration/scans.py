@@ -21,6 +21,7 @@ from lmreg_jax.anatomy.chest import Side, check_pair
 from lmreg_jax.anatomy.lungs import cut_off
 from lmreg_jax.cohort.case import windowed
 from lmreg_jax.core.objective import Objective
+from lmreg_jax.core.settings import own_settings
 from lmreg_jax.errors import InputError
 from lmreg_jax.imaging.intensity import WINDOW, window
 from lmreg_jax.imaging.transforms import Transform
@@ -79,6 +80,7 @@ def load_model(workdir: str | os.PathLike[str]) -> Model:
     return Model(load(workdir), reference.read(workdir), workdir)
 
 
+@own_settings()
 def register_sides(
     fixed: Side,
     moving: Side,

@@ -1,16 +1,12 @@
-"""Everything that `lmreg register` leaves on disk, whole or not at all."""
+"""Everything that `lmreg register` leaves on disk: results first (`write_results`), then `write_page`."""
 
 from __future__ import annotations
 
 import json
-import os
-import secrets
-import shutil
 import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,10 +18,15 @@ from lmreg_jax.imaging.transforms import jacobian, warp_image
 from lmreg_jax.imaging.volume import spacing
 from lmreg_jax.io.nifti import write_native
 from lmreg_jax.io.nifti_stream import rounded
+from lmreg_jax.io.tables import replacing
 from lmreg_jax.io.transforms import write_displacement, write_itk
 from lmreg_jax.registration import measures, velocity
 from lmreg_jax.registration.scans import Model, Registered
-from lmreg_jax.report import overview, page
+from lmreg_jax.report import page
+from lmreg_jax.report.drawing import attempt, printable
+
+if TYPE_CHECKING:
+    from lmreg_jax.report.overview import Picture
 
 Array = NDArray[Any]
 Points = Mapping[str, Array]
@@ -47,47 +48,11 @@ FILES = {
 }
 
 
-@contextmanager
-def new_folder(output: Path, *, force: bool, known: Sequence[str] = tuple(FILES)) -> Iterator[Path]:
-    """A temporary folder beside `output`, renamed to it at the end, removed on any failure.
+class Written(NamedTuple):
+    """What `write_results` leaves to `write_page`: the report, and what to draw (None: not possible)."""
 
-    Raises InputError where `output` exists, unless `force`; and even then where it holds anything that
-    is not ours (`known` names): nobody's files are deleted.
-    """
-    check_output(output, force=force, known=known)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = output.with_name(f".writing-{os.getpid()}-{secrets.token_hex(4)}-{output.name}")
-    temporary.mkdir()
-    try:
-        yield temporary
-        if output.exists():
-            old = temporary.with_name(temporary.name + "-old")
-            os.replace(output, old)
-            os.replace(temporary, output)
-            shutil.rmtree(old)
-        else:
-            os.replace(temporary, output)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-
-
-def check_output(output: Path, *, force: bool, known: Sequence[str]) -> None:
-    """InputError where a new folder `output` must not be made; called before any work is done."""
-    if not output.name:
-        raise InputError(f"{output}: name a new folder for the results")
-    if not output.exists():
-        return
-    if not output.is_dir():
-        raise InputError(f"{output}: is a file; name a new folder for the results")
-    if not force:
-        raise InputError(f"{output}: exists already; name another folder, or --force to replace it")
-    foreign = sorted(entry.name for entry in output.iterdir() if entry.name not in known)
-    if foreign:
-        raise InputError(
-            f"{output}: holds {foreign[0]}{' and more' if len(foreign) > 1 else ''}, which this command"
-            " did not write; --force replaces results only: name another folder"
-        )
+    numbers: dict[str, Any]
+    picture: Picture | None
 
 
 def write_results(
@@ -101,8 +66,8 @@ def write_results(
     landmarks: tuple[Points, Points] | None = None,
     seconds: Mapping[str, float] | None = None,
     say: Callable[[str], None] = lambda _: None,
-) -> dict[str, Any]:
-    """Writes FILES into `folder`; the report as it stands in report.json.
+) -> Written:
+    """Writes FILES into `folder`, but for the page to look at.
 
     landmarks: (fixed, moving), RAS mm by name. Without SimpleITK the .h5 files are left out, and the
     notes say so.
@@ -133,13 +98,14 @@ def write_results(
     mean_sd = float(inside.mean()) if inside.size else None
     del sd, inside
     say("report")
-    picture = overview.pictured(fixed, moving, found)
+    picture, trouble = attempt(_pictured, fixed, moving, found)
+    notes += trouble
     numbers: dict[str, Any] = {
         "notes": notes,
         "command": command,
         "method": found.method,
         **summary,
-        "mean_difference_hu_lungs": _differences(picture),
+        "mean_difference_hu_lungs": {} if picture is None else _differences(picture),
         "predicted_sd_lungs_mm": {"mean": mean_sd},
     }
     if found.outcome is not None:
@@ -150,17 +116,54 @@ def write_results(
         "model": _model(model),
         "seconds": dict(seconds or {}),
         "versions": versions(),
-        "files": {name: text for name, text in FILES.items() if _is_there(folder, name)},
+        "files": {name: text for name, text in FILES.items() if (folder / name).exists()},
     }
-    overview.draw(folder / "report.png", picture, headline(numbers, fixed, moving))
     numbers = plain(numbers)
+    _write_json(folder, numbers)
+    return Written(numbers, picture)
+
+
+def write_page(folder: Path, written: Written, fixed: Side, moving: Side) -> dict[str, Any]:
+    """Adds report.png and report.html to results that lie in place; the report with what went wrong.
+
+    Nothing that fails here takes anything from them: it is noted.
+    """
+    numbers, picture = written
+    trouble: list[str] = []
+    if picture is not None:
+        _, trouble = attempt(_draw, folder / "report.png", picture, headline(numbers, fixed, moving))
+    drawn = (folder / "report.png").exists()
+    named = ("report.html", "report.json", *(("report.png",) if drawn else ()))
+    files = {name: text for name, text in FILES.items() if name in numbers["files"] or name in named}
+    numbers = {**numbers, "notes": [*numbers["notes"], *trouble], "files": files}
     title = f"{Path(moving.scan.path).name} onto {Path(fixed.scan.path).name}"
-    text = page.page(title, numbers, folder / "report.png")
-    (folder / "report.html").write_text(text, encoding="utf-8")
-    (folder / "report.json").write_text(
-        json.dumps(numbers, indent=2, allow_nan=False) + "\n", encoding="utf-8"
-    )
+    _, more = attempt(_write_page, folder, title, numbers)
+    numbers["notes"] += more
+    attempt(_write_json, folder, numbers)
     return numbers
+
+
+def _pictured(fixed: Side, moving: Side, found: Registered) -> Picture:
+    from lmreg_jax.report import overview  # matplotlib, which numbers do not wait for
+
+    return overview.pictured(fixed, moving, found)
+
+
+def _draw(path: Path, picture: Picture, lines: list[str]) -> None:
+    from lmreg_jax.report import overview
+
+    overview.draw(path, picture, [printable(line) for line in lines])
+
+
+def _write_page(folder: Path, title: str, numbers: Mapping[str, Any]) -> None:
+    text = page.page(title, numbers, folder / "report.png")
+    with replacing(folder / "report.html") as temporary:
+        temporary.write_text(text, encoding="utf-8", errors="replace")
+
+
+def _write_json(folder: Path, numbers: Mapping[str, Any]) -> None:
+    with replacing(folder / "report.json") as temporary:
+        temporary.write_text(json.dumps(numbers, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def _write_transforms(folder: Path, fixed: Side, moving: Side, found: Registered) -> list[str]:
@@ -217,12 +220,14 @@ def _refinement(found: Registered) -> dict[str, Any]:
     }
 
 
-def _differences(picture: overview.Picture) -> dict[str, float | None]:
+def _differences(picture: Picture) -> dict[str, float | None]:
     """Mean |fixed - moving| in the fixed lungs, HU (within SHOWN_HU), before and after."""
+    from lmreg_jax.report.overview import SHOWN_HU
+
     lungs = picture.lungs_fixed
     if not lungs.any():
         return {}
-    low, high = overview.SHOWN_HU
+    low, high = SHOWN_HU
     fixed = picture.fixed[lungs]
     return {
         name: float(np.abs(image[lungs] - fixed).mean() * (high - low))
@@ -258,7 +263,3 @@ def _representable(value: float, dtype: np.dtype[Any]) -> float:
         return value
     limits = np.iinfo(dtype)
     return float(np.clip(value, limits.min, limits.max))
-
-
-def _is_there(folder: Path, name: str) -> bool:
-    return name.startswith("report.") or (folder / name).exists()

@@ -21,13 +21,14 @@ code { background: #f4f4f4; padding: 0.1em 0.3em; overflow-wrap: anywhere }
 def page(title: str, report: Mapping[str, Any], picture: Path) -> str:
     """The page: doubts first, then the picture, then every number of `report` (nested dicts) in tables.
 
-    picture: a PNG, which becomes part of the page. Whatever comes from outside (names of files,
-    landmarks, the command) is escaped.
+    picture: a PNG, which becomes part of the page where it exists. Whatever comes from outside (names of
+    files, landmarks, the command) is escaped.
     """
-    embedded = base64.b64encode(picture.read_bytes()).decode("ascii")
     parts = [f"<h1>{html.escape(title)}</h1>"]
     parts += [f'<p class="warning">{html.escape(text)}</p>' for text in report.get("notes", ())]
-    parts.append(f'<img alt="overlays, deformation and Jacobian" src="data:image/png;base64,{embedded}">')
+    if picture.exists():
+        embedded = base64.b64encode(picture.read_bytes()).decode("ascii")
+        parts.append(f'<img alt="overlays, deformation and Jacobian" src="data:image/png;base64,{embedded}">')
     for name, value in report.items():
         if name == "notes":
             continue

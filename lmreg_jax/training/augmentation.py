@@ -44,20 +44,24 @@ def is_off(options: Augmentation) -> bool:
 def random_affine(key: Array, options: Augmentation) -> tuple[Array, Array]:
     """Matrix `[3, 3]` and shift `[3]` in voxels about the grid's centre: rotation, scaling, shift."""
     rotation_key, scale_key, shift_key = jax.random.split(key, 3)
-    x, y, z = jnp.deg2rad(options.rotation_deg) * jax.random.normal(rotation_key, (3,))
-    skew = jnp.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
-    scaling = jnp.exp(options.scale * jax.random.normal(scale_key, (3,)))
-    spacing = jnp.array(options.spacing_mm)
+    x, y, z = jnp.deg2rad(options.rotation_deg) * jax.random.normal(rotation_key, (3,), jnp.float32)
+    skew = jnp.array([[0, -z, y], [z, 0, -x], [-y, x, 0]], jnp.float32)
+    scaling = jnp.exp(options.scale * jax.random.normal(scale_key, (3,), jnp.float32))
+    spacing = jnp.array(options.spacing_mm, jnp.float32)
     matrix_mm = jax.scipy.linalg.expm(skew) * scaling
     matrix = matrix_mm * spacing / spacing[:, None]
-    return matrix, options.translation_mm * jax.random.normal(shift_key, (3,)) / spacing
+    return matrix, options.translation_mm * jax.random.normal(shift_key, (3,), jnp.float32) / spacing
 
 
 def random_nodes(key: Array, shape: tuple[int, ...], options: Augmentation) -> Array:
     """Displacements in voxels, `[i, j, k, 3]`, on a grid of nodes about NODE_MM apart."""
     extents = [n * mm for n, mm in zip(shape, options.spacing_mm, strict=True)]
     nodes = tuple(max(2, round(extent / NODE_MM) + 1) for extent in extents)
-    return options.elastic_mm / jnp.array(options.spacing_mm) * jax.random.normal(key, (*nodes, 3))
+    return (
+        options.elastic_mm
+        / jnp.array(options.spacing_mm, jnp.float32)
+        * jax.random.normal(key, (*nodes, 3), jnp.float32)
+    )
 
 
 def augment_image(
@@ -71,9 +75,9 @@ def augment_image(
     affine_key, elastic_key = jax.random.split(key)
     if options.rotation_deg or options.scale or options.translation_mm or options.elastic_mm:
         matrix, shift = random_affine(affine_key, options)
-        centre = (jnp.array(image.shape) - 1) / 2
+        centre = (jnp.array(image.shape, jnp.float32) - 1) / 2
         nodes = random_nodes(elastic_key, image.shape, options)
-        per_voxel = (jnp.array(nodes.shape[:3]) - 1) / (jnp.array(image.shape) - 1)
+        per_voxel = (jnp.array(nodes.shape[:3], jnp.float32) - 1) / (jnp.array(image.shape, jnp.float32) - 1)
 
         def elastic(positions: Array) -> Array:
             return fields.sample(nodes, positions * per_voxel) if options.elastic_mm else 0 * positions
@@ -87,10 +91,10 @@ def augment_image(
         points = jax.lax.fori_loop(0, INVERSIONS if options.elastic_mm else 1, back, points)
     gamma_key, noise_key = jax.random.split(intensity_key)
     if options.gamma:
-        exponent = jnp.exp(options.gamma * jax.random.normal(gamma_key))
+        exponent = jnp.exp(options.gamma * jax.random.normal(gamma_key, (), jnp.float32))
         image = jnp.clip(image, 1e-6, 1) ** exponent  # Not 0: its slope is infinite there.
     if options.noise:
-        image = jnp.clip(image + options.noise * jax.random.normal(noise_key, image.shape), 0, 1)
+        image = jnp.clip(image + options.noise * jax.random.normal(noise_key, image.shape, image.dtype), 0, 1)
     return image, points
 
 

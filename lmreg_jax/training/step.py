@@ -89,11 +89,11 @@ def train_step(
     size = batch.fixed.shape[0]
     first = 0 if axis_name is None else lax.axis_index(axis_name) * size
     step_key = jax.random.fold_in(key, state.step)
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(step_key, first + jnp.arange(size))
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(step_key, first + jnp.arange(size, dtype=jnp.int32))
     if rematerialise:
         apply = jax.checkpoint(apply)
     if passes > 1:
-        drawn = jax.random.randint(jax.random.fold_in(step_key, PASSES), (), 1, passes + 1)
+        drawn = jax.random.randint(jax.random.fold_in(step_key, PASSES), (), 1, passes + 1, jnp.int32)
         apply = cascade(apply, drawn, integration_steps=objective.integration_steps)
     if augment is not None:
         batch = jax.vmap(augment)(jax.vmap(jax.random.fold_in, (0, None))(keys, 1), batch)
@@ -109,7 +109,7 @@ def train_step(
     finite = jnp.isfinite(scalars["loss"]) & jnp.isfinite(norm)
     kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), proposed, state)
     kept = kept._replace(step=state.step + 1)
-    return kept, {**scalars, "grad_norm": norm, "skipped": 1.0 - finite}
+    return kept, {**scalars, "grad_norm": norm, "skipped": 1 - finite.astype(jnp.float32)}
 
 
 def parallel_train_step(

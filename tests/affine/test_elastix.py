@@ -203,6 +203,17 @@ def test_what_others_print_is_not_taken_for_an_answer(stand_in: Path) -> None:
     assert ask()[0] == 6
 
 
+def test_a_module_of_the_working_folder_is_not_run(
+    stand_in: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = tmp_path_factory.mktemp("here")
+    for name in ("itk", "numpy", "json"):
+        (here / f"{name}.py").write_text("raise SystemExit('run')", encoding="utf-8")
+    monkeypatch.chdir(here)
+    monkeypatch.setattr(sys, "path", [str(here), *sys.path])  # as `python -m` has it
+    assert ask()[0] == 6
+
+
 @pytest.mark.parametrize("program", ["", None, "/no/such/python"])
 def test_a_python_that_cannot_be_started_is_said(
     stand_in: Path, monkeypatch: pytest.MonkeyPatch, program: str | None
@@ -291,7 +302,7 @@ def test_the_command_has_no_process_beside_it_when_it_writes(
 @pytest.mark.parametrize("end", ["pass", "os._exit(3)", "os.kill(os.getpid(), 9)", "raise SystemExit(2)"])
 def test_the_process_ends_with_its_parent(stand_in: Path, end: str) -> None:
     program = (
-        "import os\nfrom lmreg_jax import elastix\nelastix.installed = lambda: True\nelastix.start()\n"
+        "import os\nfrom lmreg_jax.affine import elastix\nelastix.installed = lambda: True\nelastix.start()\n"
         f"print(elastix._worker.process.pid, flush=True)\n{end}"
     )
     root = str(Path(__file__).parents[2])

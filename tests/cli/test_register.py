@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 
 from lmreg_jax.cli import register
-from lmreg_jax.errors import InputError, exits_cleanly
+from lmreg_jax.errors import exits_cleanly
 from lmreg_jax.imaging.volume import Volume
 from lmreg_jax.io.nifti import read_volume, write_volume
 from lmreg_jax.io.points import write_points
 from lmreg_jax.model.weights import checksum
-from lmreg_jax.report.output import FILES, new_folder
+from lmreg_jax.report.output import FILES
 from tests.tiny_cohort import GRID, random_pull, subject
 
 
@@ -206,26 +206,6 @@ def test_bad_input_ends_in_one_line_and_status_2(
         assert not new.exists()
     assert (tmp_path / "foreign" / "thesis.tex").exists()
     assert not [p for p in (*tmp_path.iterdir(), *scans.iterdir()) if p.name.startswith(".writing")]
-
-
-def test_a_result_is_whole_or_not_there(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match="full"), new_folder(tmp_path / "out", force=False) as folder:
-        (folder / "warped.nii.gz").write_bytes(b"half")
-        raise OSError("full")
-    assert list(tmp_path.iterdir()) == []
-    with new_folder(tmp_path / "out", force=False) as folder:
-        (folder / "report.json").write_text("first", encoding="utf-8")
-    with pytest.raises(OSError, match="full"), new_folder(tmp_path / "out", force=True) as folder:
-        raise OSError("full")
-    assert (tmp_path / "out" / "report.json").read_text(
-        encoding="utf-8"
-    ) == "first"  # a failure takes nothing away
-    with new_folder(tmp_path / "out", force=True) as folder:
-        (folder / "report.json").write_text("second", encoding="utf-8")
-    assert (tmp_path / "out" / "report.json").read_text(encoding="utf-8") == "second"
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
-    with pytest.raises(InputError, match="is a file"), new_folder(tmp_path / "out/report.json", force=True):
-        pass
 
 
 def test_without_simpleitk_all_but_the_h5_files(
