@@ -25,7 +25,6 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinx.ext.doctest",
-    "sphinx.ext.mathjax",
     "sphinx.ext.intersphinx",
     "myst_nb" if NOTEBOOK else "myst_parser",
     "generated",
@@ -36,7 +35,7 @@ if not NOTEBOOK:
     exclude_patterns.append("guide/two_scans.ipynb")
 templates_path: list[str] = []
 
-myst_enable_extensions = ["deflist", "dollarmath", "substitution", "attrs_inline"]
+myst_enable_extensions = ["deflist", "substitution", "attrs_inline"]
 myst_heading_anchors = 4
 myst_substitutions = document.numbers()
 nb_execution_mode = "force"
