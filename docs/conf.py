@@ -29,13 +29,13 @@ extensions = [
     "myst_nb" if NOTEBOOK else "myst_parser",
     "generated",
 ]
-source_suffix = {".md": "markdown", ".rst": "restructuredtext"}
+source_suffix = {".md": "myst-nb", ".ipynb": "myst-nb"} if NOTEBOOK else {".md": "markdown"}
 exclude_patterns = ["_generated", "**/README.md", "Thumbs.db"]
 if not NOTEBOOK:
     exclude_patterns.append("guide/two_scans.ipynb")
 templates_path: list[str] = []
 
-myst_enable_extensions = ["deflist", "substitution", "attrs_inline"]
+myst_enable_extensions = ["colon_fence", "deflist", "substitution", "attrs_inline"]
 myst_heading_anchors = 4
 myst_substitutions = document.numbers()
 nb_execution_mode = "force"
