@@ -66,7 +66,12 @@ NUMBERS = {
     "recipe_visits": ("recipes", "Recipes tried", "+ landmark weight 5 (the default)", "pair-visits"),
     "large_seconds": ("register_large", "`lmreg register` by stage", "whole process", "second start"),
     "large_seconds_first": ("register_large", "`lmreg register` by stage", "whole process", "first start"),
-    "large_megabytes": ("register_large", "`lmreg register` by stage", "with elastix' process (MB)", "first start"),
+    "large_megabytes": (
+        "register_large",
+        "`lmreg register` by stage",
+        "with elastix' process (MB)",
+        "first start",
+    ),
     "usual_seconds": ("register_stages", "`lmreg register` by stage", "whole process", "second start"),
     "usual_seconds_first": ("register_stages", "`lmreg register` by stage", "whole process", "first start"),
     "step_megabytes": ("step_memory_paper", "Memory of the train step", "160x112x208", "peak (MB)"),
@@ -135,7 +140,9 @@ def numbers() -> dict[str, str]:
 def markdown(columns: list[str], rows: list[list[str]]) -> str:
     """A Markdown table; the first column to the left, the others to the right."""
     line = "| --- | " + " | ".join("---:" for _ in columns[1:]) + " |"
-    return "\n".join(["| " + " | ".join(columns) + " |", line, *("| " + " | ".join(row) + " |" for row in rows)])
+    return "\n".join(
+        ["| " + " | ".join(columns) + " |", line, *("| " + " | ".join(row) + " |" for row in rows)]
+    )
 
 
 def results_table() -> str:
@@ -183,7 +190,9 @@ def readme(text: str) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--readme", action="store_true", help="rewrite the results table of README.md")
     what.add_argument("--check", action="store_true", help="status 1 where it is out of date")

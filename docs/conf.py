@@ -1,4 +1,4 @@
-"""Sphinx: `sphinx-build -W -b html docs build/docs`; `-b doctest` runs the examples, `-b linkcheck` the links.
+"""Sphinx: `sphinx-build -W -b html docs build/docs`; `-b doctest` runs the examples.
 
 Needs no network. LMREG_DOCS_ONLINE=1 links the names of Python, NumPy and JAX to their own pages;
 LMREG_DOCS_NOTEBOOK=1 executes and includes the notebook (needs myst-nb).
@@ -13,7 +13,7 @@ HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE.parent), str(HERE / "_ext")]
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-from benchmarks import document
+from benchmarks import document  # noqa: E402, after the path above
 
 project = "lmreg_jax"
 author = "the authors of lmreg_jax"

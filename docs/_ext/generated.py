@@ -32,7 +32,9 @@ def write_pages(docs: Path) -> None:
     """Tables and API pages; pages of packages that are gone are removed."""
     _write(docs / "_generated" / "results.md", document.results_table())
     _write(docs / "_generated" / "speed.md", document.speed_table())
-    card = next(file for name in ("weights", "models") if (file := PACKAGE / name / "lung" / "MODEL_CARD.md").exists())
+    card = next(
+        file for name in ("weights", "models") if (file := PACKAGE / name / "lung" / "MODEL_CARD.md").exists()
+    )
     _write(docs / "_generated" / "model_card.md", card.read_text(encoding="utf-8"))
     pages = dict(api_pages())
     folder = docs / "api" / "_generated"
@@ -103,9 +105,10 @@ def _as_rst(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: li
         if literal:
             out.append(line)
             continue
-        if item and previous and not LIST.match(out[-1]) and not _in_list(out):
-            out.append("")
-        elif not item and indent == 0 and previous and (LIST.match(out[-1]) or _in_list(out)):
+        within = bool(out) and _in_list(out)
+        starts = bool(item) and not within
+        ends = not item and indent == 0 and within
+        if previous and (starts or ends):
             out.append("")
         out.append(_escaped(line))
     lines[:] = out
