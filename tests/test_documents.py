@@ -73,6 +73,13 @@ def test_every_number_of_the_pages_is_in_a_result_file() -> None:
     assert all(re.fullmatch(r"-?[\d.]+|\d+ of \d+", value) for value in numbers.values()), numbers
 
 
+def test_the_model_card_quotes_the_comparison() -> None:
+    (card,) = (ROOT / "lmreg_jax").glob("*/lung/MODEL_CARD.md")
+    text, n = card.read_text(encoding="utf-8"), document.numbers()
+    for quantity in ("tre", "unseen", "dice"):
+        assert f"{n[f'affine_{quantity}']} -> {n[f'ours_{quantity}']}" in text
+
+
 @pytest.mark.parametrize("page", TEXT)
 def test_links_lead_to_files_and_headings(page: str) -> None:
     here = (ROOT / page).parent
