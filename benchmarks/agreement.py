@@ -18,11 +18,11 @@ import torch
 
 from benchmarks import torch_peer
 from benchmarks.speed_worker import FEATURES, example
-from lmreg_jax import objective as eq7
-from lmreg_jax import registration
-from lmreg_jax.posterior import Posterior
-from lmreg_jax.training import Batch
-from lmreg_jax.unet import UNet
+from lmreg_jax.core import objective as eq7
+from lmreg_jax.core.posterior import Posterior
+from lmreg_jax.model import registrar
+from lmreg_jax.model.unet import UNet
+from lmreg_jax.types import Batch
 
 OBJECTIVE = eq7.Objective(image_sigma=0.05, landmark_weight=2.0)
 
@@ -43,7 +43,7 @@ def differences(grid: tuple[int, ...], normalise: bool) -> dict[str, float]:
         warped, *fields = torch_peer.register(net, tensors.fixed, tensors.moving)
         their_loss = float(torch_peer.loss(net, tensors, drawn, OBJECTIVE))
 
-    ours = registration.register_pair(params, pairs.fixed[0], pairs.moving[0], apply=network.apply)
+    ours = registrar.register_pair(params, pairs.fixed[0], pairs.moving[0], apply=network.apply)
     forward, backward = (field[0].permute(1, 2, 3, 0).numpy() for field in fields)
     posterior = network.apply(params, pairs.moving, pairs.fixed)
     totals = []

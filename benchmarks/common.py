@@ -14,8 +14,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from experiments import provenance
-from lmreg_jax.volumes import replacing
+from experiments.run import provenance
+from lmreg_jax.io.tables import replacing
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path("benchmarks/results")

@@ -22,11 +22,14 @@ import jax
 
 from benchmarks import common
 from experiments import lung
-from experiments.data import load_cohort
-from experiments.supply import Supply
-from lmreg_jax import batches, compilation_cache, configuration
-from lmreg_jax.cohort import training_pairs
-from lmreg_jax.training import initial_state, parallel_train_step, replicate
+from experiments.run.data import load_cohort
+from experiments.run.supply import Supply
+from lmreg_jax import _compilation_cache as compilation_cache
+from lmreg_jax.cohort import batches
+from lmreg_jax.cohort.cohort import training_pairs
+from lmreg_jax.model import config as configuration
+from lmreg_jax.training.config import make_augmentation, make_optimiser
+from lmreg_jax.training.step import initial_state, parallel_train_step, replicate
 
 HEADS = ("grid", "batch", "resident (s a step)", "with loading (s a step)", "ratio", "one batch alone (s)")
 
@@ -49,12 +52,12 @@ def compare(config: Any, steps: int, rounds: int) -> dict[str, float]:
     """Seconds a step both ways, the median over `rounds` blocks of `steps` steps, and their ratio."""
     cohort = load_cohort(config)
     supply, pairs = Supply(cohort, "strict"), training_pairs(cohort)
-    network, optimiser = configuration.network(config), configuration.optimiser(config)
+    network, optimiser = configuration.network(config), make_optimiser(config)
     step = parallel_train_step(
         apply=network.apply,
         objective=configuration.objective(config),
         optimiser=optimiser,
-        augment=configuration.augment(config),
+        augment=make_augmentation(config),
     )
     # Of one pass, the quickest: the number that is drawn a step would differ between the two ways.
     state = replicate(initial_state(configuration.initial_params(config), optimiser))

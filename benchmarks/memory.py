@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import common
-from lmreg_jax.tables import replacing
+from lmreg_jax.io.tables import replacing
 
 DISTINCT = 8  # scans that are really written
 PACKAGES = ("numpy", "scipy", "nibabel", "jax")
@@ -30,7 +30,9 @@ STAGES = ("imports", "prepare", "open", "batches")
 
 def write_cohort(root: Path, count: int, edge: int) -> None:
     """`count` training cases of edge^3 voxels, CT in HU, two lungs, five landmarks."""
-    from lmreg_jax.volumes import Volume, write_points, write_volume
+    from lmreg_jax.imaging.volume import Volume
+    from lmreg_jax.io.nifti import write_volume
+    from lmreg_jax.io.points import write_points
 
     spacing = 288.0 / edge
     affine = np.diag([spacing, spacing, spacing, 1.0])
@@ -65,9 +67,10 @@ def peak_mb() -> float:
 
 def measure(root: Path, cache: Path, edge: int, count: int, prepared: bool) -> dict[str, list[float]]:
     """Peak in MB and seconds after each stage; prepared: the cache holds the cohort already."""
-    from experiments.supply import Supply
-    from lmreg_jax import batches, reference_lungs
-    from lmreg_jax.cohort import read_cohort, training_pairs
+    from experiments.run.supply import Supply
+    from lmreg_jax.affine import reference
+    from lmreg_jax.cohort import batches
+    from lmreg_jax.cohort.cohort import read_cohort, training_pairs
 
     found: dict[str, list[float]] = {"imports": [peak_mb(), 0.0]}
     start = time.perf_counter()
@@ -88,7 +91,8 @@ def measure(root: Path, cache: Path, edge: int, count: int, prepared: bool) -> d
     done("open" if prepared else "prepare")
     if prepared:
         supply, pairs = Supply(cohort, "strict"), training_pairs(cohort)
-        reference_lungs.of_cases(supply.each("train", ["lungs"]), cohort.spacing_mm)
+        masks = (c.lungs for c in supply.each("train", ["lungs"]) if c.lungs is not None)
+        reference.of_masks(masks, cohort.spacing_mm)
         for step in range(count):
 
             def draw(usable: object, step: int = step) -> list[batches.Pair]:

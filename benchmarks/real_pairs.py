@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import common
-from lmreg_jax.volumes import replacing
+from lmreg_jax.io.tables import replacing
 
 HEADS = (
     *("fixed", "moving", "Dice affine", "Dice network", "Dice refined", "folding (%)"),

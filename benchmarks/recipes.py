@@ -21,11 +21,12 @@ from absl import app, flags
 
 from benchmarks import common
 from experiments import lung
-from experiments.data import load_cohort
+from experiments.run.data import load_cohort
 from experiments.train import train
-from lmreg_jax import evaluation, registration
-from lmreg_jax.cohort import held_out_pairs
-from lmreg_jax.tables import replacing
+from lmreg_jax.cohort.cohort import held_out_pairs
+from lmreg_jax.evaluation import cohort as evaluation
+from lmreg_jax.io.tables import replacing
+from lmreg_jax.model import registrar
 
 VALIDATION = 0.3  # nine of the thirty training subjects: three would be too few to tell recipes apart
 BATCH: dict[str, Any] = {
@@ -113,7 +114,7 @@ def run(name: str, values: dict[str, Any], steps: int, workdir: Path) -> dict[st
     seconds = time.perf_counter() - started
     cohort = load_cohort(config, progress=False)
     pairs = held_out_pairs(cohort, "validation")
-    results = evaluation.evaluate_pairs(registration.load(folder), cohort, pairs, progress=False)
+    results = evaluation.evaluate_pairs(registrar.load(folder), cohort, pairs, progress=False)
 
     def mean(column: str) -> float:  # over the landmarks, or the points, or the pairs
         return float(np.nanmean(np.concatenate([np.atleast_1d(getattr(r, column)) for r in results])))

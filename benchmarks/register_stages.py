@@ -40,7 +40,7 @@ STARTS = ("first start", "second start", "nothing kept")
 IMPORTS = {
     "import jax": "import jax",
     "import lmreg_jax": "import lmreg_jax",
-    "what training and `register` need": "import lmreg_jax.registration",
+    "what training and `register` need": "import lmreg_jax.model.registrar",
 }
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from lmreg_jax.volumes import replacing
+from lmreg_jax.io.tables import replacing
 
 SIDES = {"ours": ("lmreg_jax", "C0", "o"), "theirs": ("PyTorch", "C1", "s")}
 

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from benchmarks import common
-from lmreg_jax.training import Batch
+from lmreg_jax.types import Batch
 
 ITEMS = ("network", "integrate", "warp", "register", "step")
 FEATURES = {"encoder": (16, 32, 32, 32), "decoder": (32, 32, 32, 32), "final": (16,)}
@@ -48,9 +48,11 @@ def ours(
     import jax.numpy as jnp
     import optax
 
-    from lmreg_jax import fields, registration, training
-    from lmreg_jax.objective import Objective
-    from lmreg_jax.unet import UNet
+    from lmreg_jax.core import fields
+    from lmreg_jax.core.objective import Objective
+    from lmreg_jax.model import registrar
+    from lmreg_jax.model.unet import UNet
+    from lmreg_jax.training import step
 
     pairs, velocity, _ = jax.tree.map(jnp.asarray, example(grid, batch))
     network = UNet(**FEATURES, normalisation="instance")
@@ -61,10 +63,10 @@ def ours(
     full = jax.jit(jax.vmap(lambda v: fields.upsample(v, grid)))(velocity)
     if item == "step":
         optimiser = optax.adam(1e-4)
-        state = training.initial_state(params, optimiser)
+        state = step.initial_state(params, optimiser)
         function = jax.jit(
             functools.partial(
-                training.train_step,
+                step.train_step,
                 apply=network.apply,
                 objective=Objective(image_sigma=SIGMA),
                 optimiser=optimiser,
@@ -86,7 +88,7 @@ def ours(
         "integrate": (jax.vmap(fields.integrate), (velocity,)),
         "warp": (jax.vmap(fields.warp), (pairs.moving, full)),
         "register": (
-            jax.vmap(functools.partial(registration.register_pair, apply=network.apply), (None, 0, 0)),
+            jax.vmap(functools.partial(registrar.register_pair, apply=network.apply), (None, 0, 0)),
             (params, pairs.fixed, pairs.moving),
         ),
     }
@@ -129,7 +131,7 @@ def theirs(item: str, grid: tuple[int, ...], batch: int) -> tuple[Callable[[], A
     import torch
 
     from benchmarks import torch_peer
-    from lmreg_jax.objective import Objective
+    from lmreg_jax.core.objective import Objective
 
     cuda = torch.cuda.is_available()
     device = "cuda" if cuda else "cpu"

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (everybody calls it so)
 from torch import Tensor, nn
 
-from lmreg_jax.objective import Objective
+from lmreg_jax.core.objective import Objective
 
 
 class Stage(nn.Module):

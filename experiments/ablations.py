@@ -22,17 +22,19 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from experiments import command, provenance
-from experiments import comparison_methods as methods
-from experiments import comparison_tables as tables
 from experiments import train as training
-from experiments.comparison_report import pooled
-from experiments.data import load_cohort
-from lmreg_jax import compilation_cache, configuration, evaluation, registration
-from lmreg_jax.cohort import Cohort, held_out_pairs, split_names
+from experiments.comparison import methods, tables
+from experiments.comparison.report import pooled
+from experiments.run import command, provenance
+from experiments.run.data import load_cohort
+from lmreg_jax import _compilation_cache as compilation_cache
+from lmreg_jax._records import plain
+from lmreg_jax.cohort.cohort import Cohort, held_out_pairs, split_names
 from lmreg_jax.errors import InputError, exits_cleanly
-from lmreg_jax.metrics import Summary
-from lmreg_jax.volumes import replacing
+from lmreg_jax.evaluation.metrics import Summary
+from lmreg_jax.io.tables import replacing
+from lmreg_jax.model import config as configuration
+from lmreg_jax.model import registrar
 
 log = logging.getLogger("experiments.ablations")
 
@@ -153,7 +155,7 @@ def one(
     changed.update_from_flattened_dict(ablation.changes)
     changed.seed = seed
     training.train(changed, folder, evaluate=False, cohort=training_cohort(cohort, ablation))
-    register = registration.load(folder)
+    register = registrar.load(folder)
     found: dict[str, Any] = {"checkpoint": register.source}
     for split in ("validation", "test"):
         pairs = held_out_pairs(cohort, split)
@@ -209,7 +211,7 @@ def write(workdir: Path, config: ConfigDict, cohort: Cohort, rows: Sequence[dict
     """ablations.md, .csv, .tex and .json."""
     tables.write(workdir, [table(config, cohort, rows)])
     with replacing(workdir / "ablations.json") as temporary:
-        text = json.dumps(evaluation.plain({"config": config.to_dict(), "rows": list(rows)}), indent=1)
+        text = json.dumps(plain({"config": config.to_dict(), "rows": list(rows)}), indent=1)
         temporary.write_text(text + "\n", encoding="utf-8")
 
 

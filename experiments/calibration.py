@@ -23,17 +23,19 @@ from absl import flags
 from numpy.typing import NDArray
 from scipy import stats
 
-from experiments import command, provenance
-from experiments.data import load_cohort
-from lmreg_jax import compilation_cache, configuration, registration
-from lmreg_jax.cohort import Cohort, held_out_pairs
-from lmreg_jax.cohort_cache import fresh
-from lmreg_jax.cohort_case import images_of_pair
+from experiments.run import command, provenance
+from experiments.run.data import load_cohort
+from lmreg_jax import _compilation_cache as compilation_cache
+from lmreg_jax.cohort.cache import fresh
+from lmreg_jax.cohort.case import images_of_pair
+from lmreg_jax.cohort.cohort import Cohort, held_out_pairs
+from lmreg_jax.core.landmarks import move_points
+from lmreg_jax.core.objective import displacement_of, field_stride
+from lmreg_jax.core.posterior import Posterior, draw
 from lmreg_jax.errors import InputError, exits_cleanly
-from lmreg_jax.landmarks import move_points
-from lmreg_jax.objective import displacement_of, field_stride
-from lmreg_jax.posterior import Posterior, draw
-from lmreg_jax.tables import replacing
+from lmreg_jax.io.tables import replacing
+from lmreg_jax.model import config as configuration
+from lmreg_jax.model import registrar
 
 Array = NDArray[Any]
 
@@ -53,7 +55,7 @@ class Row(NamedTuple):
 
 
 def sampled_positions(
-    register: registration.Registrar, fixed: Array, moving: Array, points: Array, key: jax.Array, samples: int
+    register: registrar.Registrar, fixed: Array, moving: Array, points: Array, key: jax.Array, samples: int
 ) -> tuple[Array, Array]:
     """Where the mean field and `samples` draws carry points [K, 3]: voxels, [K, 3] and [S, K, 3]."""
     result = register(fixed, moving)
@@ -114,7 +116,7 @@ def summary(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def evaluate(
-    register: registration.Registrar,
+    register: registrar.Registrar,
     cohort: Cohort,
     pairs: Sequence[tuple[str, str]],
     samples: int,
@@ -219,7 +221,7 @@ def main(arguments: list[str]) -> None:
     config = configuration.read(workdir / configuration.FILE)
     cohort = load_cohort(config)
     pairs = held_out_pairs(cohort, values.split)
-    register = registration.load(workdir)
+    register = registrar.load(workdir)
     rows = evaluate(register, cohort, pairs, values.samples, config.seed)
     if not rows:
         raise InputError(f"{cohort.root}: no {values.split} pair with landmarks; calibration needs some")

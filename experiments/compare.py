@@ -27,11 +27,11 @@ from lmreg_jax.errors import InputError, exits_cleanly
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
-    from experiments.comparison_methods import Method
-    from experiments.comparison_store import Call
-    from experiments.comparison_tuning import Trial
-    from lmreg_jax.cohort import Cohort
-    from lmreg_jax.registration import Registrar
+    from experiments.comparison.methods import Method
+    from experiments.comparison.store import Call
+    from experiments.comparison.tuning import Trial
+    from lmreg_jax.cohort.cohort import Cohort
+    from lmreg_jax.model.registrar import Registrar
 
 METHODS = ("before", "affine", "elastix", "ants", "voxelmorph", "ours", "voxelmorph_refined", "refined")
 USERS = {"ours": ("ours", "refined"), "voxelmorph": ("voxelmorph", "voxelmorph_refined")}  # of each training
@@ -53,10 +53,10 @@ def compare(
     trained: folders of trainings that take the place of DIR/ours and DIR/voxelmorph. isolated:
     Elastix and ANTs run in a process of their own. Raises InputError for what a user can mend.
     """
-    from experiments import workdir_lock
+    from experiments.run import lock
 
     check(config, methods, trained)
-    with workdir_lock.held(workdir):
+    with lock.held(workdir):
         return story(config, workdir, methods, trained, tuning_pairs, isolated, progress)
 
 
@@ -70,10 +70,13 @@ def story(
     progress: bool,
 ) -> dict[str, Any]:
     """Cohort, trainings, then each method: tuned where it has settings, run on the test pairs."""
-    from experiments import comparison_document, comparison_methods, comparison_tuning, provenance
-    from experiments.comparison_store import same_process, separate_process
-    from experiments.data import load_cohort
-    from lmreg_jax.cohort import held_out_pairs
+    from experiments.comparison import document
+    from experiments.comparison import methods as comparison_methods
+    from experiments.comparison import tuning as comparison_tuning
+    from experiments.comparison.store import same_process, separate_process
+    from experiments.run import provenance
+    from experiments.run.data import load_cohort
+    from lmreg_jax.cohort.cohort import held_out_pairs
 
     cohort = load_cohort(config, progress=progress)
     pairs = held_out_pairs(cohort, "test")
@@ -95,12 +98,13 @@ def story(
             results[name] = comparison_methods.run(method, cohort, pairs, progress=progress)
             used.append(method)
             trials += tried
-    return comparison_document.write(workdir, config, cohort, used, results, trials, chosen, registers)
+    return document.write(workdir, config, cohort, used, results, trials, chosen, registers)
 
 
 def check(config: ConfigDict, methods: Sequence[str], trained: Mapping[str, Path]) -> None:
     """What would otherwise be told only after hours: names, packages, trainings that do not belong."""
-    from lmreg_jax import baselines, configuration
+    from lmreg_jax.evaluation import baselines
+    from lmreg_jax.model import config as configuration
 
     if any(set(users) & set(methods) and name not in trained for name, users in USERS.items()):
         configuration.validate(config)  # it is to be trained with; folders of older versions are not
@@ -132,15 +136,15 @@ def check(config: ConfigDict, methods: Sequence[str], trained: Mapping[str, Path
 def network(name: str, config: ConfigDict, cohort: Cohort, folder: Path, given: Path | None) -> Registrar:
     """The trained network of "ours" or "voxelmorph": the folder given, or trained here (resumed)."""
     from experiments.train import train
-    from lmreg_jax import registration
+    from lmreg_jax.model import registrar
 
     if given is not None:
-        return registration.load(given)
+        return registrar.load(given)
     config = config.copy_and_resolve_references()
     if name == "voxelmorph":
         config.objective.landmark_weight = 0.0
     train(config, folder, evaluate=False, cohort=cohort)
-    return registration.load(folder)
+    return registrar.load(folder)
 
 
 def build(
@@ -153,9 +157,8 @@ def build(
     progress: bool,
 ) -> tuple[Method, list[Trial]]:
     """A method by its name, with its settings chosen on `pairs` where it has any, and what was tried."""
-    from experiments import comparison_methods as make
-    from experiments import comparison_settings as settings
-    from experiments import comparison_tuning as tuning
+    from experiments.comparison import methods as make
+    from experiments.comparison import settings, tuning
 
     if name == "before":
         return make.before_affine(cohort), []
@@ -188,8 +191,10 @@ def define_flags() -> None:
 
 @exits_cleanly
 def main(arguments: list[str]) -> None:
-    from experiments import command, train
-    from lmreg_jax import compilation_cache, configuration
+    from experiments import train
+    from experiments.run import command
+    from lmreg_jax import _compilation_cache as compilation_cache
+    from lmreg_jax.model import config as configuration
 
     command.no_arguments(arguments)
     command.quiet_log()
@@ -214,7 +219,7 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    from experiments import command
+    from experiments.run import command
 
     define_flags()
     command.run(main)

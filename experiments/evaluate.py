@@ -15,13 +15,18 @@ from typing import Any
 
 from absl import flags
 
-from experiments import command, provenance, scalars
-from experiments.data import load_cohort
-from experiments.loss_curves import loss_curves
-from experiments.supply import Supply
-from lmreg_jax import compilation_cache, configuration, evaluation, registration
-from lmreg_jax.cohort import Cohort, held_out_pairs
+from experiments.run import command, provenance, scalars
+from experiments.run.curves import loss_curves
+from experiments.run.data import load_cohort
+from experiments.run.supply import Supply
+from lmreg_jax import _compilation_cache as compilation_cache
+from lmreg_jax.cohort.cohort import Cohort, held_out_pairs
 from lmreg_jax.errors import InputError, exits_cleanly
+from lmreg_jax.evaluation import cohort as evaluation
+from lmreg_jax.evaluation.tables import write_tables
+from lmreg_jax.model import config as configuration
+from lmreg_jax.model import registrar
+from lmreg_jax.report.cohort import write_figures
 
 
 def held_out_evaluation(
@@ -42,12 +47,12 @@ def held_out_evaluation(
         logging.warning("%s: no %s pairs, so no held-out table", cohort.root, split)
         return {}
     output = workdir if output is None else output
-    register = registration.load(workdir)
+    register = registrar.load(workdir)
 
     def write(usable: Sequence[tuple[str, str]]) -> None:
         results = evaluation.evaluate_pairs(register, cohort, usable)
-        evaluation.write_tables(output, results, cohort)
-        evaluation.write_figures(output / "figures", register, cohort, usable, results)
+        write_tables(output, results, cohort)
+        write_figures(output / "figures", register, cohort, usable, results)
 
     Supply(cohort, policy).scored(write, pairs)
     provenance.record(output, register.config, program="evaluate")

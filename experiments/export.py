@@ -9,9 +9,10 @@ from pathlib import Path
 
 from absl import app, flags
 
-from experiments import command
-from lmreg_jax import model_files, reference_lungs, registration
+from experiments.run import command
+from lmreg_jax.affine import reference
 from lmreg_jax.errors import InputError, exits_cleanly
+from lmreg_jax.model import registrar, weights
 
 WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the training.")
 OUTPUT = flags.DEFINE_string("output", "", "Folder of the model to write.")
@@ -24,9 +25,9 @@ def main(arguments: list[str]) -> None:
     if not WORKDIR.value or not OUTPUT.value:
         raise InputError("--workdir and --output are needed: the training, and the folder to write")
     workdir, output = Path(WORKDIR.value), Path(OUTPUT.value)
-    model = registration.load(workdir)
-    model_files.save(output, model.config, model.params, reference_lungs.read(workdir))
-    print(f"{workdir / model.source} -> {output}, SHA-256 {model_files.verify(output)}")
+    model = registrar.load(workdir)
+    weights.save(output, model.config, model.params, reference.read(workdir))
+    print(f"{workdir / model.source} -> {output}, SHA-256 {weights.verify(output)}")
 
 
 if __name__ == "__main__":

@@ -21,11 +21,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
+from lmreg_jax.anatomy.segmentation import segment_lungs
 from lmreg_jax.errors import exits_cleanly
-from lmreg_jax.lung_segmentation import segment_lungs
+from lmreg_jax.imaging.resampling import resample
+from lmreg_jax.imaging.volume import Volume, spacing
+from lmreg_jax.io.nifti import read_volume
 from lmreg_jax.phantom import thorax
-from lmreg_jax.resampling import resample
-from lmreg_jax.volumes import Volume, read_volume, spacing
 
 GRID_MM = 2.0
 SHAPE = (160, 112, 208)

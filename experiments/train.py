@@ -23,24 +23,21 @@ from absl import flags
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from experiments import command, preemption, processes, provenance, scalars, workdir_lock
-from experiments.data import load_cohort
 from experiments.evaluate import held_out_evaluation
-from experiments.loss_curves import loss_curves
-from experiments.supply import Supply
-from lmreg_jax import (
-    batches,
-    checkpoint,
-    compilation_cache,
-    configuration,
-    evaluation,
-    pretrained,
-    reference_lungs,
-    registration,
-)
-from lmreg_jax.cohort import Cohort, held_out_pairs, split_names, training_pairs
+from experiments.run import command, lock, preemption, processes, provenance, scalars
+from experiments.run.curves import loss_curves
+from experiments.run.data import load_cohort
+from experiments.run.supply import Supply
+from lmreg_jax import _compilation_cache as compilation_cache
+from lmreg_jax.affine import reference
+from lmreg_jax.cohort import batches
+from lmreg_jax.cohort.cohort import Cohort, held_out_pairs, split_names, training_pairs
 from lmreg_jax.errors import InputError, exits_cleanly
-from lmreg_jax.training import initial_state, parallel_train_step, replicate, unreplicate
+from lmreg_jax.evaluation import cohort as evaluation
+from lmreg_jax.model import checkpoint, keras, registrar
+from lmreg_jax.model import config as configuration
+from lmreg_jax.training.config import make_augmentation, make_optimiser
+from lmreg_jax.training.step import initial_state, parallel_train_step, replicate, unreplicate
 
 log = logging.getLogger("experiments.train")
 CONFIG = command.define_config("experiments/lung.py")
@@ -78,7 +75,7 @@ def train(
             f" it must be a multiple of the {devices} devices{of}: --config.train.pairs_per_batch={least}"
         )
     with (
-        workdir_lock.held(workdir) if team.lead else contextlib.nullcontext(),
+        lock.held(workdir) if team.lead else contextlib.nullcontext(),
         preemption.watched() as stop,
     ):
         if team.lead:
@@ -119,15 +116,16 @@ def story(
     supply = Supply(cohort, policy, workdir if team.lead else None)
 
     if team.lead:
-        lungs = reference_lungs.of_cases(supply.each("train", ["lungs"]), cohort.spacing_mm)
+        masks = (c.lungs for c in supply.each("train", ["lungs"]) if c.lungs is not None)
+        lungs = reference.of_masks(masks, cohort.spacing_mm)
         if lungs is not None:
-            reference_lungs.write(workdir, lungs)
+            reference.write(workdir, lungs)
 
     network = configuration.network(config)
-    optimiser = configuration.optimiser(config)
+    optimiser = make_optimiser(config)
     params = initial_params(config) if team.lead else configuration.initial_params(config)
     state = initial_state(params, optimiser)
-    register = registration.registrar(config, params)  # Once: each one compiles anew.
+    register = registrar.registrar(config, params)  # Once: each one compiles anew.
     devices = team.devices()
     step_on_grid = {  # By how much coarser the grid is; compiled on first use.
         factor: parallel_train_step(
@@ -135,7 +133,7 @@ def story(
             apply=network.apply,
             objective=configuration.objective(config, factor),
             optimiser=optimiser,
-            augment=configuration.augment(config, factor),
+            augment=make_augmentation(config, factor),
             passes=config.model.passes,
             rematerialise=config.train.rematerialise,
         )
@@ -264,7 +262,7 @@ def initial_params(config: ConfigDict) -> Any:
     weights = Path(config.init.weights)
     if weights.is_dir():
         return jax.tree.map(jax.numpy.asarray, checkpoint.load_params(weights, params)[1])
-    return pretrained.import_keras(weights, configuration.network(config))
+    return keras.import_keras(weights, configuration.network(config))
 
 
 @exits_cleanly

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lmreg_jax.registration import Registrar, Registration, load
+    from lmreg_jax.model.registrar import Registrar, Registration, load
 
 __all__ = ["Registrar", "Registration", "load"]
 
@@ -20,7 +20,7 @@ def __getattr__(name: str) -> Any:
     """`load` and its types on first use: flax and orbax take seconds to import, and the pure
     functions need neither."""
     if name in __all__:
-        from lmreg_jax import registration
+        from lmreg_jax.model import registrar
 
-        return getattr(registration, name)
+        return getattr(registrar, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -9,7 +9,8 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from lmreg_jax import model_files, pair_registration
+from lmreg_jax.model import weights
+from lmreg_jax.registration import scans
 
 EXTENT = (420.0, 340.0, 420.0)  # mm: the whole body and air around it, also when turned
 
@@ -59,4 +60,4 @@ def stored(path: Path, subject: float, how: tuple[Any, Any], code: str = "RAS") 
 @cache
 def shipped_model() -> Any:
     """Once: each one loaded compiles anew."""
-    return pair_registration.load_model(model_files.DEFAULT)
+    return scans.load_model(weights.DEFAULT)

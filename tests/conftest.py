@@ -29,7 +29,7 @@ os.environ["LMREG_COMPILATION_CACHE"] = "off"
 import jax
 import pytest
 
-from lmreg_jax import slabs
+from lmreg_jax.imaging import _slabs as slabs
 from tests import tiny_cohort
 
 

@@ -12,9 +12,10 @@ import jax
 import numpy as np
 import optax
 
-from lmreg_jax.objective import Objective
-from lmreg_jax.training import Batch, initial_state, parallel_train_step, replicate, unreplicate
-from lmreg_jax.unet import UNet
+from lmreg_jax.core.objective import Objective
+from lmreg_jax.model.unet import UNet
+from lmreg_jax.training.step import initial_state, parallel_train_step, replicate, unreplicate
+from lmreg_jax.types import Batch
 
 PAIRS, GRID, STEPS = 4, (16, 16, 16), 3
 

@@ -12,8 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lmreg_jax.errors import InputError
-from lmreg_jax.tables import read_points, write_points
-from lmreg_jax.volumes import Volume, read_volume, write_volume
+from lmreg_jax.imaging.volume import Volume
+from lmreg_jax.io.nifti import read_volume, write_volume
+from lmreg_jax.io.points import read_points, write_points
+from lmreg_jax.training.config import make_augmentation, make_optimiser
 
 GRID = np.array([[-2.0, 0, 0, 10], [0, 2.5, 0, -12], [0, 0, 3, -9], [0, 0, 0, 1]])
 POINTS = {f"landmark_{i}": np.array([i - 3.25, 2.0 * i, 1.5]) for i in range(5)}
@@ -65,18 +67,18 @@ def _points(folder: Path) -> list[Path]:
 
 def _points_any(suffix: str) -> Callable[[Path], list[Path]]:
     def write(folder: Path) -> list[Path]:
-        from lmreg_jax.points import write_points_any
+        from lmreg_jax.io.points import write_points
 
-        write_points_any(folder / f"points{suffix}", POINTS)
+        write_points(folder / f"points{suffix}", POINTS)
         return [folder / f"points{suffix}"]
 
     return write
 
 
 def _read_points_any(path: Path) -> object:
-    from lmreg_jax.points import read_points_any
+    from lmreg_jax.io.points import read_points
 
-    return read_points_any(path, unit="mm" if path.name.endswith(".csv") else None)
+    return read_points(path, unit="mm" if path.name.endswith(".csv") else None)
 
 
 CASES = "case,split,image,lungs,lobes,landmarks,points\n" + "".join(
@@ -87,7 +89,7 @@ CASES = "case,split,image,lungs,lobes,landmarks,points\n" + "".join(
 
 def _read_cases(path: Path) -> object:
     """Beside files of the names in CASES. No row may lead out of the folder."""
-    from lmreg_jax.cohort_table import read_cases
+    from lmreg_jax.cohort.table import read_cases
 
     root = path.parent
     for name in (f"{folder}/c{i}{end}" for i in range(5) for folder, end in FOLDERS):
@@ -104,14 +106,14 @@ FOLDERS = (("images", ".nii.gz"), ("landmarks", ".csv"))
 
 
 def _read_pairs(path: Path) -> object:
-    from lmreg_jax.cohort_table import Row, read_pairs
+    from lmreg_jax.cohort.table import Row, read_pairs
 
     return read_pairs(path.parent, [Row(f"c{i}", "train", path) for i in range(4)])
 
 
 def _config(folder: Path) -> list[Path]:
     from experiments import lung
-    from lmreg_jax import configuration
+    from lmreg_jax.model import config as configuration
 
     paths = [folder / "config.json", folder / "paper.json"]
     for path, variant in zip(paths, ("", "paper"), strict=True):
@@ -120,24 +122,24 @@ def _config(folder: Path) -> list[Path]:
 
 
 def _read_config(path: Path) -> object:
-    from lmreg_jax import configuration
+    from lmreg_jax.model import config as configuration
 
     config = configuration.read(path)
     configuration.validate(config)
     configuration.network(config)
     configuration.objective(config)
-    configuration.optimiser(config)
-    return configuration.augment(config)
+    make_optimiser(config)
+    return make_augmentation(config)
 
 
 def _read_lungs(path: Path) -> object:
-    from lmreg_jax import reference_lungs
+    from lmreg_jax.affine import reference
 
-    return reference_lungs.read(path.parent)
+    return reference.read(path.parent)
 
 
 def _tiny_model() -> Any:
-    from lmreg_jax.unet import UNet
+    from lmreg_jax.model.unet import UNet
 
     return UNet(encoder=(2,), decoder=(2,), final=(), field_stride=2)
 
@@ -145,7 +147,7 @@ def _tiny_model() -> Any:
 def _keras(folder: Path) -> list[Path]:
     import h5py
 
-    from lmreg_jax.pretrained import expected_shapes
+    from lmreg_jax.model.keras import expected_shapes
 
     names = {"encoder_0": "conv3d_1", "decoder_0": "conv3d_2", "mean": "flow", "log_variance": "log_sigma"}
     with h5py.File(folder / "weights.h5", "w") as file:
@@ -156,7 +158,7 @@ def _keras(folder: Path) -> list[Path]:
 
 
 def _read_keras(path: Path) -> object:
-    from lmreg_jax.pretrained import import_keras
+    from lmreg_jax.model.keras import import_keras
 
     return import_keras(path, _tiny_model())
 
@@ -165,7 +167,7 @@ STATE = {"params": {"mean": {"kernel": np.arange(600, dtype=np.float32), "bias":
 
 
 def _checkpoint(folder: Path) -> list[Path]:
-    from lmreg_jax import checkpoint
+    from lmreg_jax.model import checkpoint
 
     with checkpoint.store(folder / "run", checkpoint.BEST, 1) as store:
         checkpoint.save(store, 7, STATE, {"tre_mm": 1.5})
@@ -174,7 +176,7 @@ def _checkpoint(folder: Path) -> list[Path]:
 
 def _read_checkpoint(path: Path) -> object:
     """What is given back is what was saved, to the last bit, or nothing."""
-    from lmreg_jax import checkpoint
+    from lmreg_jax.model import checkpoint
 
     _, params = checkpoint.load_params(path, STATE["params"])
     for name, array in STATE["params"]["mean"].items():
@@ -184,20 +186,23 @@ def _read_checkpoint(path: Path) -> object:
 
 def _model(folder: Path) -> list[Path]:
     from experiments import lung
-    from lmreg_jax import configuration, model_files, reference_lungs
+    from lmreg_jax.affine import reference
+    from lmreg_jax.model import config as configuration
+    from lmreg_jax.model import weights
 
     config = lung.get_config()
     config.model.encoder, config.model.decoder, config.model.final = (2,), (2,), ()
-    lungs = reference_lungs.ReferenceLungs(np.ones(3), np.ones(3))
-    model_files.save(folder / "model", config, configuration.initial_params(config), lungs)
+    lungs = reference.ReferenceLungs(np.ones(3), np.ones(3))
+    weights.save(folder / "model", config, configuration.initial_params(config), lungs)
     return [folder / "model"]
 
 
 def _read_model(path: Path) -> object:
     """What is given back is what was saved: the sums stand for it (a wrong one is not to be met)."""
-    from lmreg_jax import configuration, model_files
+    from lmreg_jax.model import config as configuration
+    from lmreg_jax.model import weights
 
-    config, params = model_files.load(path)
+    config, params = weights.load(path)
     for one, other in zip(*map(_leaves, (params, configuration.initial_params(config))), strict=True):
         np.testing.assert_array_equal(one, other)
     return params
@@ -210,14 +215,14 @@ def _leaves(tree: Any) -> list[Any]:
 
 
 def _cache_entry(folder: Path) -> list[Path]:
-    from lmreg_jax import cohort_cache
+    from lmreg_jax.cohort import cache
 
-    cohort_cache.store(folder / "entry", (_case(),), {"reference": "c0"})
+    cache.store(folder / "entry", (_case(),), {"reference": "c0"})
     return [folder / "entry"]
 
 
 def _case() -> Any:
-    from lmreg_jax.cohort_case import Case
+    from lmreg_jax.cohort.case import Case
 
     image = np.random.default_rng(0).random((6, 5, 4), np.float32)
     table = np.arange(6.0).reshape(2, 3)
@@ -227,13 +232,13 @@ def _case() -> Any:
 
 def _read_cache_entry(path: Path) -> object:
     """As above; a damaged entry counts as none."""
-    from lmreg_jax import cohort_cache
+    from lmreg_jax.cohort import cache
 
-    found = cohort_cache.load(path)
+    found = cache.load(path)
     if found is None:
         return None
     (case,), wanted = found[0], _case()
-    whole = cohort_cache.fresh(case)
+    whole = cache.fresh(case)
     for name in ("image", "lungs", "landmarks", "scan_from_grid"):
         np.testing.assert_array_equal(getattr(whole, name), getattr(wanted, name))
     return whole
@@ -241,7 +246,7 @@ def _read_cache_entry(path: Path) -> object:
 
 def _run(folder: Path) -> list[Path]:
     """What a training's folder holds beside its config and checkpoints."""
-    from experiments import provenance, scalars
+    from experiments.run import provenance, scalars
 
     run = folder / "run"
     run.mkdir()
@@ -258,9 +263,9 @@ def _run(folder: Path) -> list[Path]:
 
 def _read_run(path: Path) -> object:
     """As a resumed training does: what is damaged is passed over, so nothing is ever refused."""
-    from experiments import provenance, scalars, workdir_lock
+    from experiments.run import lock, provenance, scalars
 
-    with workdir_lock.held(path), scalars.Writer(path) as table:
+    with lock.held(path), scalars.Writer(path) as table:
         table.validated(2)
         table.rewind(3)
         assert all(int(row["step"]) <= 3 for row in table.read())
@@ -284,7 +289,7 @@ def _itk_image(suffix: str) -> Callable[[Path], list[Path]]:
 
 
 def _read_scan(path: Path) -> object:
-    from lmreg_jax.scans import read_scan
+    from lmreg_jax.io.read import read_scan
 
     return read_scan(path)
 
@@ -316,7 +321,7 @@ def _dicom(folder: Path) -> list[Path]:
 
 
 def _field() -> Any:
-    from lmreg_jax.transforms import Transform
+    from lmreg_jax.imaging.transforms import Transform
 
     chance = np.random.default_rng(2)
     displacement = chance.standard_normal((6, 5, 4, 3)).astype(np.float32)
@@ -326,7 +331,7 @@ def _field() -> Any:
 
 def _transform(suffix: str) -> Callable[[Path], list[Path]]:
     def write(folder: Path) -> list[Path]:
-        from lmreg_jax.transform_files import write_displacement, write_itk
+        from lmreg_jax.io.transforms import write_displacement, write_itk
 
         path = folder / f"transform{suffix}"
         if suffix.startswith(".nii"):
@@ -350,7 +355,7 @@ def _affine(folder: Path) -> list[Path]:
 
 
 def _read_transform(path: Path) -> object:
-    from lmreg_jax.transform_files import read_transform
+    from lmreg_jax.io.transforms import read_transform
 
     return read_transform(path)
 

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from lmreg_jax.transforms import Transform
-from lmreg_jax.volumes import Volume
+from lmreg_jax.imaging.transforms import Transform
+from lmreg_jax.imaging.volume import Volume
 
 Array = NDArray[np.float64]
 

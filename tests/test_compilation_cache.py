@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lmreg_jax import compilation_cache
+from lmreg_jax import _compilation_cache as compilation_cache
 
 PROGRAM = """
 import jax, jax.numpy as jnp

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from lmreg_jax.cohort import read_cohort
-from lmreg_jax.volumes import Volume, apply_affine, write_points, write_volume
+from lmreg_jax.cohort.cohort import read_cohort
+from lmreg_jax.imaging.volume import Volume, apply_affine
+from lmreg_jax.io.nifti import write_volume
+from lmreg_jax.io.points import write_points
 
 GRID = np.diag([8.0, 8.0, 8.0, 1.0])
 GRID[:3, 3] = (-156.0, -116.0, -140.0)

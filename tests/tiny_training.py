@@ -14,7 +14,9 @@ from ml_collections import ConfigDict
 
 import experiments.train as program
 from experiments import lung
-from lmreg_jax import checkpoint, configuration, registration
+from lmreg_jax.model import checkpoint
+from lmreg_jax.model import config as configuration
+from lmreg_jax.model import registrar as registration
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -8,15 +8,16 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lmreg_jax.cli.clock import Clock
+from lmreg_jax._records import plain, versions
+from lmreg_jax.cli.console import Clock
 from lmreg_jax.errors import InputError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from lmreg_jax.scans import Scan
-    from lmreg_jax.transforms import Transform
-    from lmreg_jax.volumes import Volume
+    from lmreg_jax.imaging.transforms import Transform
+    from lmreg_jax.imaging.volume import Volume
+    from lmreg_jax.io.scan import Scan
 
 DESCRIPTION = """Landmark error, overlap and regularity of a transform (T as lmreg register writes
 it: fixed mm -> moving mm), beside the same of the scans as they lie, with no transform."""
@@ -69,7 +70,7 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
 
 def run(args: argparse.Namespace) -> None:
     """Prints the table and writes the JSON file. Raises InputError."""
-    from lmreg_jax.tables import replacing
+    from lmreg_jax.io.tables import replacing
 
     _check(args)
     result = evaluate(args)
@@ -93,10 +94,9 @@ def _check(args: argparse.Namespace) -> None:
 
 def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     """All figures, ready for JSON; what is not known is None. Raises InputError."""
-    from lmreg_jax import evaluation
-    from lmreg_jax.scans import read_mask, read_scan
-    from lmreg_jax.transform_files import read_transform
-    from lmreg_jax.transforms import identity_transform
+    from lmreg_jax.imaging.transforms import identity_transform
+    from lmreg_jax.io.read import read_mask, read_scan
+    from lmreg_jax.io.transforms import read_transform
 
     clock = Clock(quiet=not sys.stderr.isatty())
     clock.say("reading")
@@ -116,10 +116,10 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
         "moving": args.moving,
         "transform_file": args.transform,
         **columns,
-        "versions": evaluation.versions(),
+        "versions": versions(),
     }
-    plain: dict[str, Any] = evaluation.plain(result)
-    return plain
+    answer: dict[str, Any] = plain(result)
+    return answer
 
 
 def table(result: dict[str, Any]) -> str:
@@ -147,12 +147,11 @@ def _looked_up(column: dict[str, Any], key: str) -> Any:
 def _points(
     args: argparse.Namespace, fixed: Scan, moving: Scan
 ) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
-    from lmreg_jax.point_checks import check_points
-    from lmreg_jax.points import read_points_any
+    from lmreg_jax.io.points import check_points, read_points
 
     sides = []
     for path, scan in ((args.fixed_landmarks, fixed), (args.moving_landmarks, moving)):
-        points = read_points_any(path, scan, args.points_unit)
+        points = read_points(path, scan, args.points_unit)
         check_points(path, points, scan)
         sides.append(points)
     a, b = sides
@@ -173,7 +172,7 @@ def _measure(
     name: str = "",
 ) -> dict[str, Any]:
     """The figures of one transform."""
-    from lmreg_jax import pair_metrics
+    from lmreg_jax.evaluation import transform as pair_metrics
 
     out: dict[str, Any] = {}
     if points is not None:

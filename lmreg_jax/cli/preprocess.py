@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from lmreg_jax.cli.clock import Clock
+from lmreg_jax.cli.console import Clock
 
 EXAMPLE = """example:
   lmreg preprocess scans/*.nii.gz --output cohort
@@ -53,9 +53,10 @@ def add(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Writes the cohort; tells what looks doubtful."""
-    from lmreg_jax import elastix
-    from lmreg_jax.pair_output import check_output, new_folder
-    from lmreg_jax.preparation import KNOWN, prepare, sources
+    from lmreg_jax.affine import elastix
+    from lmreg_jax.cohort.preprocess import KNOWN, prepare, sources
+    from lmreg_jax.report.output import check_output, new_folder
+    from lmreg_jax.report.overview import quality_picture
 
     check_output(args.output, force=args.force, known=KNOWN)
     given = sources(args.scans, args.masks)
@@ -72,6 +73,7 @@ def run(args: argparse.Namespace) -> None:
             spacing_mm=args.spacing,
             affine=args.affine,
             say=clock.say,
+            picture=quality_picture,
         )
     for name, case in record["cases"].items():
         for warning in case["warnings"]:

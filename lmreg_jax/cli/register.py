@@ -9,12 +9,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lmreg_jax.cli.clock import Clock
+from lmreg_jax.cli.console import Clock
 from lmreg_jax.errors import InputError
 
 if TYPE_CHECKING:
-    from lmreg_jax.pair_input import Side
-    from lmreg_jax.pair_registration import Model
+    from lmreg_jax.anatomy.chest import Side
+    from lmreg_jax.registration.scans import Model
 
 VARIABLE = "LMREG_MODEL"  # the model to use where the command names none
 EXAMPLE = """example:
@@ -87,8 +87,9 @@ def add(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Reads, registers, writes; prints where the results are and the numbers that matter."""
-    from lmreg_jax import compilation_cache, elastix
-    from lmreg_jax.pair_output import FILES, check_output, new_folder, write_results
+    from lmreg_jax import _compilation_cache as compilation_cache
+    from lmreg_jax.affine import elastix
+    from lmreg_jax.report.output import FILES, check_output, new_folder, write_results
 
     check_output(args.output, force=args.force, known=tuple(FILES))
     if args.refine < 0:
@@ -118,7 +119,7 @@ def run(args: argparse.Namespace) -> None:
 
     fixed, moving, landmarks = _read(args, clock)
     with new_folder(args.output, force=args.force) as folder:
-        from lmreg_jax.pair_registration import register_sides
+        from lmreg_jax.registration.scans import register_sides
 
         found = register_sides(
             fixed,
@@ -146,8 +147,8 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _model(given: str | None) -> Model | None:
-    from lmreg_jax.model_files import DEFAULT
-    from lmreg_jax.pair_registration import load_model
+    from lmreg_jax.model.weights import DEFAULT
+    from lmreg_jax.registration.scans import load_model
 
     name = given if given is not None else os.environ.get(VARIABLE, "")
     return None if name == "none" else load_model(Path(name) if name else DEFAULT)
@@ -155,9 +156,8 @@ def _model(given: str | None) -> Model | None:
 
 def _read(args: argparse.Namespace, clock: Clock) -> tuple[Side, Side, Any]:
     """Both scans with their lungs, and the landmarks of both or None."""
-    from lmreg_jax.pair_input import read_side
-    from lmreg_jax.point_checks import check_points
-    from lmreg_jax.points import read_points_any
+    from lmreg_jax.anatomy.chest import read_side
+    from lmreg_jax.io.points import check_points, read_points
 
     if (
         os.path.exists(args.fixed)
@@ -172,7 +172,7 @@ def _read(args: argparse.Namespace, clock: Clock) -> tuple[Side, Side, Any]:
         sides.append(side)
         file = getattr(args, f"{role}_landmarks")
         if file:
-            found = read_points_any(file, side.scan)
+            found = read_points(file, side.scan)
             check_points(file, found, side.scan)
             points.append(found)
     if points and not set(points[0]) & set(points[1]):

@@ -9,12 +9,12 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lmreg_jax.cli.clock import Clock
+from lmreg_jax.cli.console import Clock
 from lmreg_jax.errors import InputError
 
 if TYPE_CHECKING:
-    from lmreg_jax.scans import Scan
-    from lmreg_jax.transforms import Transform
+    from lmreg_jax.imaging.transforms import Transform
+    from lmreg_jax.io.scan import Scan
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
 
 def run(args: argparse.Namespace) -> None:
     """Writes OUT, whole or not at all. Raises InputError."""
-    from lmreg_jax.transform_files import read_transform
+    from lmreg_jax.io.transforms import read_transform
 
     if Path(args.output).exists() and not args.force:
         raise InputError(f"{args.output}: exists; choose another name, or replace it with --force")
@@ -112,11 +112,10 @@ def _check_output(args: argparse.Namespace) -> None:
 def _warp_points(args: argparse.Namespace, transform: Transform) -> None:
     import numpy as np
 
-    from lmreg_jax.point_checks import check_points
-    from lmreg_jax.points import holds_voxels, read_points_any, write_points_any
-    from lmreg_jax.scans import read_scan
-    from lmreg_jax.transform_inverse import inverse_points
-    from lmreg_jax.transforms import covers, transform_points
+    from lmreg_jax.imaging.inverse import inverse_points
+    from lmreg_jax.imaging.transforms import covers, transform_points
+    from lmreg_jax.io.points import check_points, holds_voxels, read_points, write_points
+    from lmreg_jax.io.read import read_scan
 
     unit = "voxel" if holds_voxels(args.points, args.points_unit) else args.points_unit
     if unit == "voxel" and not (args.source and args.reference):
@@ -126,7 +125,7 @@ def _warp_points(args: argparse.Namespace, transform: Transform) -> None:
         )
     source = read_scan(args.source) if args.source else None
     reference = read_scan(args.reference) if args.reference else None
-    points = read_points_any(args.points, source, args.points_unit)
+    points = read_points(args.points, source, args.points_unit)
     if source is not None:
         check_points(args.points, points, source)
     values = np.array(list(points.values()))
@@ -138,15 +137,16 @@ def _warp_points(args: argparse.Namespace, transform: Transform) -> None:
             f"{args.transform}: a displacement field that ends before {np.count_nonzero(~defined)} of "
             f"{len(points)} points ({names}); use the composite transform (.h5), which holds everywhere"
         )
-    write_points_any(args.output, dict(zip(points, moved, strict=True)), reference, unit)
+    write_points(args.output, dict(zip(points, moved, strict=True)), reference, unit)
 
 
 def _warp_grid(args: argparse.Namespace, transform: Transform) -> None:
     import numpy as np
 
-    from lmreg_jax.scans import read_scan, whole_labels, write_native
-    from lmreg_jax.transform_inverse import invert
-    from lmreg_jax.transforms import warp_image, warp_labels
+    from lmreg_jax.imaging.inverse import invert
+    from lmreg_jax.imaging.transforms import warp_image, warp_labels
+    from lmreg_jax.io.nifti import write_native
+    from lmreg_jax.io.read import read_scan, whole_labels
 
     name = args.image or args.labels
     scan, reference = read_scan(name), read_scan(args.reference)
@@ -177,8 +177,8 @@ def _warn_of_gaps(name: str, transform: Transform, reference: Scan) -> None:
     """Where a dense field ends within the reference, ITK moves nothing, and so do we: said."""
     import numpy as np
 
-    from lmreg_jax.transforms import covers
-    from lmreg_jax.volumes import apply_affine
+    from lmreg_jax.imaging.transforms import covers
+    from lmreg_jax.imaging.volume import apply_affine
 
     volume = reference.volume
     corners = np.indices((2, 2, 2)).reshape(3, -1).T * (np.array(volume.data.shape) - 1)

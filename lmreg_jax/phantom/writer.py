@@ -15,8 +15,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from lmreg_jax.errors import InputError
+from lmreg_jax.imaging.volume import Volume
+from lmreg_jax.io.nifti import write_volume
 from lmreg_jax.phantom.scan import thorax
-from lmreg_jax.volumes import Volume, write_volume
 
 FOLDERS = ("images", "lungs", "lobes", "landmarks", "points")
 

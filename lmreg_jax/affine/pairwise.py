@@ -1,0 +1,183 @@
+"""The affine step of one pair: fixed RAS mm -> moving RAS mm, [4, 4], whatever the scans cut off.
+
+Moments of whole against cut-off lungs would stretch the one until it fills the other. So where a
+scan cuts the lungs off, both masks are first cut to the part that both scans show.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lmreg_jax.affine import elastix, moments
+from lmreg_jax.anatomy.lungs import cut_off
+from lmreg_jax.errors import InputError
+from lmreg_jax.imaging.resampling import resample
+from lmreg_jax.imaging.volume import Volume, apply_affine, bounding_box_mm, cropped, spacing
+
+log = logging.getLogger(__name__)
+
+Array = NDArray[Any]
+
+STRETCHES = np.exp(np.linspace(np.log(0.7), np.log(1.4), 15))  # of z, moving over fixed: adults differ less
+STRETCH_COST = 0.3  # Dice that a stretch by e must gain: what is cut off hardly tells the height of a lung
+SEARCH_MM = 3.0  # voxels of the masks among which the stretch is chosen
+OVERLAP_MM = 6.0  # grid on which candidates are compared: a lung is 30 voxels high
+ROUNDS = 3  # of cutting to the common part and matching moments
+
+
+class Affine(NamedTuple):
+    """pull [4, 4]: fixed RAS mm -> moving RAS mm; method: elastix, moments or centres; notes in words."""
+
+    pull: Array
+    method: str
+    notes: tuple[str, ...]
+
+
+def align_pair(
+    fixed: Volume,
+    moving: Volume,
+    fixed_mask: Volume,
+    moving_mask: Volume,
+    method: str = "auto",
+    scans: tuple[Volume, Volume] | None = None,
+) -> Affine:
+    """The affine of a pair from its windowed images and lung masks (on the scans' own grids).
+
+    scans: both in HU, for the lungs' surface within a voxel (see `alignment.mask_moments`).
+    method: "auto" (elastix where it is installed), "elastix", "moments" or "none" (shift of the lungs'
+    centres). What elastix fails at falls back to the moments, and the notes say so.
+    """
+    notes: list[str] = []
+    if method == "none":
+        centres = (np.mean(bounding_box_mm(mask), axis=0) for mask in (fixed_mask, moving_mask))
+        return Affine(moments.translation(*centres), "centres", ())
+    initial, parts = align_masks(fixed_mask, moving_mask, scans)
+    if any(cut_off(mask) for mask in (fixed_mask, moving_mask)):
+        notes.append("the lungs are cut off: the affine step compares the part that both scans show")
+    if method == "moments":
+        return Affine(initial, "moments", tuple(notes))
+    if not elastix.installed():
+        if method == "elastix":
+            raise InputError(
+                'affine alignment by elastix needs itk-elastix: pip install "lmreg_jax[elastix]"'
+                " (or --affine moments)"
+            )
+        notes.append(
+            "itk-elastix is not installed: aligned by the lungs' moments only"
+            ' (pip install "lmreg_jax[elastix]")'
+        )
+        return Affine(initial, "moments", tuple(notes))
+    try:
+        return Affine(elastix.align(fixed, moving, *parts, initial), "elastix", tuple(notes))
+    except RuntimeError as error:
+        notes.append(f"elastix failed ({error}): aligned by the lungs' moments only")
+        return Affine(initial, "moments", tuple(notes))
+
+
+def align_masks(
+    fixed: Volume, moving: Volume, scans: tuple[Volume, Volume] | None = None
+) -> tuple[Array, tuple[Volume, Volume]]:
+    """Pull [4, 4] from two lung masks on their scans' own grids, and their parts that both show.
+
+    Whole lungs: matched moments (`alignment.transport`). Cut-off lungs: the ends that both scans hold
+    are laid on each other, a stretch along z is tried, both masks are cut to what both scans show and
+    their moments matched; of all stretches the one whose parts overlap best is kept, the little ones
+    before the large. The stretch is chosen on thinned masks; its moments are those of all voxels.
+    """
+    cuts = [cut_off(mask) for mask in (fixed, moving)]
+    small = cropped(fixed), cropped(moving)
+    hu = scans or (None, None)
+    plain = moments.transport(*map(moments.mask_moments, small, hu))
+    if not any(cuts):
+        return plain, small
+    whole = [end for end in ("apex", "base") if not any(end in cut for cut in cuts)]
+    if not whole:
+        log.warning("no end of the lungs lies in both scans: aligned by what they show")
+        return plain, small
+    thin = thinned(small[0]), thinned(small[1])
+    found: list[tuple[float, Array]] = []
+    for stretch in STRETCHES:
+        pull = _anchored(small, float(stretch), whole[0])
+        try:
+            for _ in range(ROUNDS):
+                parts = common_part(thin, (fixed, moving), pull)
+                pull = _matched_in_plane(parts, pull)
+        except InputError:  # nothing in common at this stretch
+            continue
+        score = _overlap(*parts, pull) - STRETCH_COST * abs(np.log(stretch))
+        found.append((score, pull))
+    if not found:
+        return plain, small
+    _, pull = max(found, key=lambda one: one[0])
+    try:
+        parts = common_part(small, (fixed, moving), pull)
+        return _matched_in_plane(parts, pull, hu), parts
+    except InputError:  # a sliver that thinned masks have in common
+        return plain, small
+
+
+def thinned(mask: Volume) -> Volume:
+    """Every n-th voxel along each axis, n the largest that leaves voxels of at most SEARCH_MM, or 1."""
+    every = np.maximum(np.floor(SEARCH_MM / spacing(mask.affine) + 1e-3), 1).astype(int)
+    data = mask.data[:: every[0], :: every[1], :: every[2]]
+    return Volume(data, mask.affine @ np.diag([*every, 1.0]))
+
+
+def common_part(
+    masks: tuple[Volume, Volume], frames: tuple[Volume, Volume], pull: Array
+) -> tuple[Volume, Volume]:
+    """Both masks (fixed, moving), less the slices that lie above or below the other's scan."""
+    out = []
+    for mask, frame, matrix in zip(masks, frames[::-1], (pull, np.linalg.inv(pull)), strict=True):
+        to_other = np.linalg.inv(frame.affine) @ matrix @ mask.affine
+        index = np.ogrid[tuple(slice(n) for n in mask.data.shape)]
+        z = sum(to_other[2, a] * index[a] for a in range(3)) + to_other[2, 3]
+        inside = (z >= -0.5) & (z <= frame.data.shape[2] - 0.5)
+        out.append(cropped_or_raise(Volume(np.where(inside, mask.data, 0), mask.affine)))
+    return out[0], out[1]
+
+
+def cropped_or_raise(mask: Volume) -> Volume:
+    if not mask.data.any():
+        raise InputError("the two scans show no common part of the lungs")
+    return cropped(mask)
+
+
+def _anchored(masks: tuple[Volume, Volume], stretch: float, end: str) -> Array:
+    """Shift and stretch along z only that lays the `end` of the lungs on each other.
+
+    In x and y the centres of the boxes are matched: the moments that follow do the rest.
+    """
+    (f_low, f_high), (m_low, m_high) = (bounding_box_mm(mask) for mask in masks)
+    pull = np.eye(4)
+    pull[2, 2] = stretch
+    pull[:2, 3] = ((m_low + m_high) / 2 - (f_low + f_high) / 2)[:2]
+    pull[2, 3] = m_high[2] - stretch * f_high[2] if end == "apex" else m_low[2] - stretch * f_low[2]
+    return pull
+
+
+def _matched_in_plane(
+    parts: tuple[Volume, Volume], before: Array, hu: tuple[Volume, Volume] | tuple[None, None] = (None, None)
+) -> Array:
+    """The pull by the parts' moments, but the height of a point in the other scan stays as `before` had it.
+
+    A stretch that is matched again and again to the part that it shows drifts to no stretch at all.
+    """
+    out = moments.transport(*map(moments.mask_moments, parts, hu))
+    out[2] = before[2]
+    return out
+
+
+def _overlap(fixed: Volume, moving: Volume, pull: Array) -> float:
+    """Dice of two masks after a pull, on a coarse grid around the fixed one."""
+    step = np.maximum(OVERLAP_MM / spacing(fixed.affine), 1.0)
+    shape = [int(n) for n in np.ceil(np.array(fixed.data.shape) / step) + 4]
+    affine = fixed.affine @ np.diag([*step, 1.0])
+    affine[:3, 3] = apply_affine(affine, np.full(3, -2.0))
+    one = resample(fixed, shape, affine, order=0, fill=0) > 0
+    other = resample(moving, shape, affine, order=0, fill=0, pull=pull) > 0
+    return float(2 * np.count_nonzero(one & other) / max(int(one.sum()) + int(other.sum()), 1))

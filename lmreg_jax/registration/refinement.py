@@ -1,0 +1,251 @@
+"""Instance optimisation: one pair's own velocity field, on the objective that the network learned by.
+
+    minimise over v   image_scale * D(f, m o exp(v)) + prior(v - c),   started from the network's mean.
+
+The terms are those of `objective` and `prior`; no landmarks take part. c, the prior's mean, is 0 as in
+training, or the network's mean: then only the change has to be smooth, and what the network knows
+from landmarks stays. Grids and units as in `fields`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array, lax
+
+from lmreg_jax.core import fields, prior
+from lmreg_jax.core.objective import Objective, displacement_of, field_stride, image_scale
+from lmreg_jax.core.similarity import IMAGE_TERMS
+
+Progress = Callable[[Iterable[int]], Iterable[int]]
+
+LEARNING_RATE = 0.2  # of Adam, field voxels a step
+SMOOTHINGS = 3  # binomial filters over what Adam changes: single nodes must not run ahead of the rest
+FILTER = (0.25, 0.5, 0.25)
+LEAST_JACOBIAN = 0.02  # below it counts as folding: between voxels a field is a little worse than on them
+ADAM = optax.scale_by_adam()
+
+
+class Pair(NamedTuple):
+    """Images `[X, Y, Z]` in [0, 1] on one grid, and where each scan has data (bool `[X, Y, Z]`)."""
+
+    fixed: Array
+    moving: Array
+    fixed_inside: Array
+    moving_inside: Array
+
+
+class Outcome(NamedTuple):
+    """velocity `[x, y, z, 3]`: the best iterate. before, after: terms by name, of the start and of it.
+
+    smallest_jacobian: likewise, on the image grid. history: the total of each iterate, the start
+    first; step: which of them was best, 0 where nothing was better than the start.
+    """
+
+    velocity: Array
+    before: dict[str, float]
+    after: dict[str, float]
+    smallest_jacobian: tuple[float, float]
+    history: list[float]
+    step: int
+
+
+def terms(objective: Objective, velocity: Array, pair: Pair, centre: Array | float = 0.0) -> dict[str, Array]:
+    """{"image", "prior", "total"} of a velocity `[x, y, z, 3]`, weighted as in training (eq. 7).
+
+    The prior is the part of the KL divergence that depends on the mean; 0 for v = centre, the prior's
+    own mean.
+    """
+    stride = field_stride(pair.fixed.shape, velocity.shape[:3])
+    u = displacement_of(velocity, pair.fixed.shape, stride=stride, steps=objective.integration_steps)
+    return _with_total(_image(objective, stride, u, pair), _prior(objective, velocity - centre))
+
+
+def _image(objective: Objective, stride: int, displacement: Array, pair: Pair) -> Array:
+    """The image term, weighted. Where a scan has no data the warped image is compared with itself, and
+    fixed: no value there, and no slope, not by a neighbour's window (local correlation) either."""
+    warped = fields.warp(pair.moving, displacement)
+    inside = fields.warp_nearest(pair.moving_inside, lax.stop_gradient(displacement))
+    known, still = pair.fixed_inside & inside, lax.stop_gradient(warped)
+    fixed, warped = jnp.where(known, pair.fixed, still), jnp.where(known, warped, still)
+    return image_scale(objective, stride) * IMAGE_TERMS[objective.image](fixed, warped)
+
+
+def _prior(objective: Objective, velocity: Array) -> Array:
+    kl = partial(prior.kl_divergence, precision=objective.precision, reading=objective.reading)
+    flat = jnp.zeros_like(velocity)
+    return kl(velocity, flat) - kl(flat, flat)
+
+
+def _with_total(image: Array, prior: Array) -> dict[str, Array]:
+    return {"image": image, "prior": prior, "total": image + prior}
+
+
+def smooth(field: Array, times: int = SMOOTHINGS) -> Array:
+    """`times` binomial filters (1, 2, 1) / 4 along each axis of `[x, y, z, C]`, extended by the edge."""
+    for _ in range(times):
+        for axis in range(3):
+            padded = jnp.pad(field, [(1, 1) if a == axis else (0, 0) for a in range(4)], mode="edge")
+            size = field.shape[axis]
+            field = sum(
+                (w * lax.slice_in_dim(padded, i, i + size, axis=axis) for i, w in enumerate(FILTER)),
+                start=jnp.zeros_like(field),
+            )
+    return field
+
+
+def refine(
+    pair: Pair,
+    velocity: Array,
+    *,
+    objective: Objective,
+    steps: int,
+    learning_rate: float = LEARNING_RATE,
+    centre: Array | float = 0.0,
+    progress: Progress = iter,
+) -> Outcome:
+    """`steps` steps of Adam from `velocity` `[x, y, z, 3]`; gives the best iterate that does not fold.
+
+    centre: the prior's mean, like `velocity`; that itself keeps what the start has.
+
+    Adam moves a field w that is smoothed and added to the start, v = v_0 + K w: the same minimum,
+    reached without ruffles for the prior to iron out. The rate falls along a cosine to a tenth.
+    `progress` wraps the count of steps. A start that folds may be replaced by what folds less.
+    """
+    start = jnp.asarray(velocity, jnp.float32)
+    rate = optax.cosine_decay_schedule(learning_rate, max(steps, 1), alpha=0.1)
+    change = jnp.zeros_like(start)
+    state = ADAM.init(change)
+    iterates: list[tuple[dict[str, float], float]] = []
+    best, best_step = change, 0
+    for i in progress(range(steps + 1)):
+        next_change, state, found, smallest = _step(objective, pair, start, centre, change, state, rate(i))
+        iterates.append(({name: float(value) for name, value in found.items()}, float(smallest)))
+        if _better(iterates[i], iterates[best_step]):
+            best, best_step = change, i
+        change = next_change
+    (before, first), (after, last) = iterates[0], iterates[best_step]
+    history = [found["total"] for found, _ in iterates]
+    return Outcome(start + smooth(best), before, after, (first, last), history, best_step)
+
+
+def compared(
+    objective: Objective,
+    pair: Pair,
+    start: Array,
+    outcome: Outcome,
+    earlier: list[float],
+    centre: Array | float = 0.0,
+) -> Outcome:
+    """`outcome` seen from another `start`, on the same grid: the start again where that was better.
+
+    earlier: the history of what led to the outcome's own start (on a coarser grid, say); centre: as
+    it was given to `refine`.
+    """
+    start = jnp.asarray(start, jnp.float32)
+    none = jnp.zeros_like(start)
+    _, _, found, smallest = _step(objective, pair, start, centre, none, ADAM.init(none), jnp.zeros(()))
+    before, jacobian = {name: float(value) for name, value in found.items()}, float(smallest)
+    now = outcome.after, outcome.smallest_jacobian[1]
+    if not _better(now, (before, jacobian)):
+        return outcome._replace(
+            velocity=start, before=before, after=before, smallest_jacobian=(jacobian, jacobian), step=0
+        )
+    return outcome._replace(
+        before=before,
+        smallest_jacobian=(jacobian, now[1]),
+        history=[*earlier, *outcome.history],
+        step=len(earlier) + outcome.step,
+    )
+
+
+def _better(new: tuple[dict[str, float], float], old: tuple[dict[str, float], float]) -> bool:
+    """Not folding comes first, then the total. NaN is never better."""
+    if not np.isfinite([new[0]["total"], new[1]]).all() or (new[1] < LEAST_JACOBIAN and new[1] <= old[1]):
+        return False
+    return old[1] < LEAST_JACOBIAN or new[0]["total"] < old[0]["total"]
+
+
+def _step(
+    objective: Objective,
+    pair: Pair,
+    start: Array,
+    centre: Array | float,
+    change: Array,
+    state: Any,
+    rate: Array,
+) -> tuple[Array, Any, dict[str, Array], Array]:
+    """The next change and Adam's state; the terms and the smallest Jacobian of this one.
+
+    In pieces that are compiled each by itself: as one program XLA's CPU backend takes three times as
+    long, since it computes the displacement anew wherever it is used.
+    """
+    stride = field_stride(pair.fixed.shape, start.shape[:3])
+    u, pull_back = _displacement(pair.fixed.shape, stride, objective.integration_steps, start, change)
+    image, by_displacement = _image_slope(objective, stride, u, pair)
+    smoothness, by_change = _prior_slope(objective, start - centre, change)
+    change, state = _adam(change, state, _pulled(pull_back, by_displacement), by_change, rate)
+    return change, state, _with_total(image, smoothness), _smallest_jacobian(u)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _displacement(
+    shape: tuple[int, ...], stride: int, steps: int, start: Array, change: Array
+) -> tuple[Array, Any]:
+    """The displacement `[X, Y, Z, 3]`, and the function that takes its slope to that of the change."""
+    return jax.vjp(lambda w: displacement_of(start + smooth(w), shape, stride=stride, steps=steps), change)
+
+
+_image_slope = jax.jit(jax.value_and_grad(_image, argnums=2), static_argnums=(0, 1))
+_pulled = jax.jit(lambda pull_back, slope: pull_back(slope)[0])
+_smallest_jacobian = jax.jit(lambda displacement: fields.jacobian_determinant(displacement).min())
+
+
+@partial(jax.jit, static_argnums=0)
+def _prior_slope(objective: Objective, from_centre: Array, change: Array) -> tuple[Array, Array]:
+    return jax.value_and_grad(lambda w: _prior(objective, from_centre + smooth(w)))(change)
+
+
+@jax.jit
+def _adam(change: Array, state: Any, one: Array, other: Array, rate: Array) -> tuple[Array, Any]:
+    updates, state = ADAM.update(one + other, state)
+    return change - rate * updates, state
+
+
+@partial(jax.jit, static_argnums=2)
+def laplace_log_variance(pair: Pair, velocity: Array, objective: Objective) -> Array:
+    """Log-variance `[x, y, z, 3]` that minimises eq. 7 at a given mean, in (field voxels)^2.
+
+    1 / Sigma_i = lambda D_i + N d^2 E / dv_i^2, E the image term, N the field's voxels; its second
+    derivative in the approximation of Gauss and Newton, and u for v to first order. Other image terms
+    than the squared difference get that of squares, with the sigma that remains after alignment.
+    """
+    shape = pair.fixed.shape
+    stride = field_stride(shape, velocity.shape[:3])
+    u = displacement_of(velocity, shape, stride=stride, steps=objective.integration_steps)
+    warped = fields.warp(pair.moving, u)
+    known = pair.fixed_inside & fields.warp_nearest(pair.moving_inside, u)
+    weight = jnp.asarray(image_scale(objective, stride))
+    if objective.image != "ssd":
+        remaining = jnp.sum(jnp.where(known, (pair.fixed - warped) ** 2, 0)) / jnp.maximum(known.sum(), 1)
+        weight = image_scale(objective._replace(image_sigma=1.0), stride) / jnp.maximum(remaining, 1e-6)
+    slope = jnp.stack(jnp.gradient(warped), axis=-1)
+    curvature = 2 * weight / warped.size * jnp.where(known[..., None], slope * stride, 0) ** 2
+    for axis in range(3):  # summed over the fine voxels that a field voxel moves, by its share squared
+        share = _upsampling(shape[axis], velocity.shape[axis], stride) ** 2
+        curvature = jnp.moveaxis(jnp.tensordot(share.T, curvature, axes=(1, axis)), 0, axis)
+    number_of_voxels = velocity.size // 3
+    degree = prior.degree(velocity.shape[:3])[..., None]
+    return -jnp.log(objective.precision * degree + number_of_voxels * curvature)
+
+
+def _upsampling(fine: int, coarse: int, stride: int) -> np.ndarray:
+    """The matrix [fine, coarse] of `fields.upsample` along one axis, without its factor on values."""
+    position = np.minimum(np.arange(fine) / stride, coarse - 1)
+    return np.maximum(1 - np.abs(position[:, None] - np.arange(coarse)), 0).astype(np.float32)
