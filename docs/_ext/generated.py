@@ -32,9 +32,7 @@ def write_pages(docs: Path) -> None:
     """Tables and API pages; pages of packages that are gone are removed."""
     _write(docs / "_generated" / "results.md", document.results_table())
     _write(docs / "_generated" / "speed.md", document.speed_table())
-    card = next(
-        file for name in ("weights", "models") if (file := PACKAGE / name / "lung" / "MODEL_CARD.md").exists()
-    )
+    card = PACKAGE / "weights" / "lung" / "MODEL_CARD.md"
     _write(docs / "_generated" / "model_card.md", card.read_text(encoding="utf-8"))
     pages = dict(api_pages())
     folder = docs / "api" / "_generated"
