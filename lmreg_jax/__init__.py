@@ -1,26 +1,15 @@
 """Landmark-constrained learning for lung CT registration [Hu 2020].
 
-    register = lmreg_jax.load("runs/lung")
-    result = register(fixed, moving)
+    import lmreg_jax as lm
 
-The pure functions are in `fields`, `landmarks`, `prior`, `similarity` and `objective`.
+    result = lm.register_scans("fixed.nii.gz", "moving.nii.gz")    # two chest CTs, in millimetres
+    register = lm.load()                                            # arrays [X, Y, Z] in [0, 1], in voxels
+
+The pure functions are in `lm.fields`, `lm.landmarks`, `lm.prior`, `lm.similarity` and `lm.objective`.
+Everything is imported on first use.
 """
 
-from __future__ import annotations
+import lazy_loader
 
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from lmreg_jax.model.registrar import Registrar, Registration, load
-
-__all__ = ["Registrar", "Registration", "load"]
-
-
-def __getattr__(name: str) -> Any:
-    """`load` and its types on first use: flax and orbax take seconds to import, and the pure
-    functions need neither."""
-    if name in __all__:
-        from lmreg_jax.model import registrar
-
-        return getattr(registrar, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__version__ = "0.1.0"
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -13,7 +13,8 @@ from lmreg_jax.anatomy.segmentation import segment_lungs
 from lmreg_jax.errors import InputError
 from lmreg_jax.imaging import intensity
 from lmreg_jax.imaging.volume import Volume, spacing
-from lmreg_jax.io.read import read_mask, read_scan
+from lmreg_jax.io.images import as_scan
+from lmreg_jax.io.read import read_mask
 from lmreg_jax.io.scan import Scan
 
 Array = NDArray[Any]
@@ -38,13 +39,16 @@ class Side(NamedTuple):
     warnings: tuple[str, ...]
 
 
-def read_side(path: str | os.PathLike[str], mask: str | os.PathLike[str] | None = None) -> Side:
+def read_side(image: Any, mask: Any = None) -> Side:
     """Reads and checks a chest CT; segments its lungs where no mask is given.
+
+    image, mask: a path, nibabel or SimpleITK image, or a `Scan`.
 
     Raises InputError, naming the file, on what is no CT in HU, shows no lungs, or has a mask that is
     empty, on another grid or not of lungs.
     """
-    scan = read_scan(path)
+    scan = as_scan(image, "scan")
+    path = scan.path
     check_ct(scan)
     if mask is None:
         try:
@@ -55,8 +59,9 @@ def read_side(path: str | os.PathLike[str], mask: str | os.PathLike[str] | None 
                 " a chest CT in HU is needed, or give the lungs as a mask"
             ) from None
     else:
-        lungs, source = _sided(read_mask(mask, scan)), "given"
-        _check_lungs(mask, lungs, scan)
+        drawn = as_scan(mask, "mask")
+        lungs, source = _sided(read_mask(drawn, scan)), "given"
+        _check_lungs(drawn.path, lungs, scan)
     report = lung_report(lungs)
     if np.any(lungs.data == RIGHT):
         warnings = (*scan.notes, *report.warnings)
@@ -112,7 +117,7 @@ def _sided(mask: Volume) -> Volume:
     return Volume(mask.data.astype(np.uint8) if sided else (mask.data != 0).astype(np.uint8), mask.affine)
 
 
-def _check_lungs(path: str | os.PathLike[str], lungs: Volume, scan: Scan) -> None:
+def _check_lungs(path: str, lungs: Volume, scan: Scan) -> None:
     share = np.count_nonzero(lungs.data) / lungs.data.size
     if share > MOST_OF_SCAN:
         raise InputError(

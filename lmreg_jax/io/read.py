@@ -53,12 +53,13 @@ def read_scan(path: str | os.PathLike[str]) -> Scan:
     )
 
 
-def read_mask(path: str | os.PathLike[str], scan: Scan) -> Volume:
-    """A mask or label map on the grid of `scan`, RAS+, whole numbers.
+def read_mask(source: str | os.PathLike[str] | Scan, scan: Scan) -> Volume:
+    """A mask or label map on the grid of `scan`, RAS+, whole numbers; of a file, or read already.
 
     Raises InputError where it lies on another grid, holds fractions or negative numbers, or nothing.
     """
-    mask = read_scan(path)
+    mask = source if isinstance(source, Scan) else read_scan(source)
+    path = mask.path
     if mask.volume.data.shape != scan.volume.data.shape or not _same_place(mask, scan):
         raise InputError(
             f"{path}: a mask on another grid than its scan: {_grid(mask)}, but {scan.path} has "

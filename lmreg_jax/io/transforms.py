@@ -70,13 +70,29 @@ def write_itk(path: str | os.PathLike[str], transform: Transform) -> None:
         raise InputError(f"{path}: ITK transforms are written as {', '.join(WRITTEN)}")
     sitk = simpleitk(f"{path}: writing an ITK transform")
     packed = path.name.endswith(HDF5) and importlib.util.find_spec("h5py") is not None
+    if packed:  # The field itself follows in float32: ITK would hold it in float64, several times over.
+        stand_in = np.full((2, 2, 2, 3), transform.displacement.any(), np.float32)
+        composite = itk_composite(transform._replace(displacement=stand_in))
+    else:
+        composite = itk_composite(transform)
+    with replacing(path) as temporary:
+        try:
+            sitk.WriteTransform(composite, str(temporary))
+            if packed and transform.displacement.any():
+                _put_field(temporary, transform.displacement)
+        except RuntimeError as error:  # h5py's, too: a disk that fills shows when the file is closed
+            raise OSError(f"{path}: could not be written ({itk_reason(error)})") from error
+
+
+def itk_composite(transform: Transform) -> Any:
+    """T as a SimpleITK.CompositeTransform in LPS mm; parts that do nothing are left out."""
+    sitk = simpleitk("an ITK transform")
     composite = sitk.CompositeTransform(3)
     # ITK applies the part that was added last first.
     if not np.array_equal(transform.post, np.eye(4)):
         composite.AddTransform(_itk_matrix(sitk, transform.post))
     if transform.displacement.any():
-        field = transform.displacement
-        vectors = ((field[:2, :2, :2] if packed else field) * SIGNS).transpose(2, 1, 0, 3)
+        vectors = (transform.displacement * SIGNS).transpose(2, 1, 0, 3)
         image = sitk.GetImageFromArray(np.ascontiguousarray(vectors, np.float64), isVector=True)
         grid = LPS @ transform.grid
         edges = np.linalg.norm(grid[:3, :3], axis=0)
@@ -88,13 +104,7 @@ def write_itk(path: str | os.PathLike[str], transform: Transform) -> None:
         composite.AddTransform(_itk_matrix(sitk, transform.pre))
     if composite.GetNumberOfTransforms() == 0:
         composite.AddTransform(sitk.AffineTransform(3))
-    with replacing(path) as temporary:
-        try:
-            sitk.WriteTransform(composite, str(temporary))
-            if packed and transform.displacement.any():
-                _put_field(temporary, transform.displacement)
-        except RuntimeError as error:  # h5py's, too: a disk that fills shows when the file is closed
-            raise OSError(f"{path}: could not be written ({itk_reason(error)})") from error
+    return composite
 
 
 def _put_field(path: Path, displacement: Array) -> None:

@@ -14,6 +14,7 @@ from lmreg_jax.evaluation import metrics
 from lmreg_jax.imaging.transforms import (
     Transform,
     affine_transform,
+    jacobian,
     transform_points,
     warp_image,
     warp_labels,
@@ -102,6 +103,33 @@ def landmark_errors(
         "mean_mm": {name: float(e.mean()) for name, e in errors.items()},
         "sd_mm": {name: metrics.Summary.of(e).sd for name, e in errors.items()},
     }
+
+
+def summary(
+    found: Registered,
+    fixed: Side,
+    moving: Side,
+    landmarks: tuple[Mapping[str, Array], Mapping[str, Array]] | None = None,
+    determinant: Array | None = None,
+) -> dict[str, Any]:
+    """{"dice", "regularity", "motion"} and, with landmarks of both scans, "landmarks"; see each.
+
+    determinant: the transform's Jacobian determinant on the fixed grid, where it is at hand.
+    """
+    transforms = {"affine": affine_transform(found.affine.pull)}
+    if found.network is not None:
+        transforms["network"] = found.network
+    transforms["after"] = found.forward
+    if determinant is None:
+        determinant = jacobian(found.forward, fixed.lungs.data.shape, fixed.lungs.affine)
+    numbers: dict[str, Any] = {
+        "dice": dice(fixed, moving, transforms),
+        "regularity": regularity(determinant, fixed),
+        "motion": motion(found, fixed),
+    }
+    if landmarks is not None:
+        numbers["landmarks"] = landmark_errors(found, *landmarks)
+    return numbers
 
 
 def uncertainty_on(found: Registered, shape: tuple[int, ...], affine: Array) -> Array:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from lmreg_jax._records import plain, versions
 from lmreg_jax.anatomy.chest import Side
 from lmreg_jax.errors import InputError
-from lmreg_jax.imaging.transforms import affine_transform, jacobian, warp_image
+from lmreg_jax.imaging.transforms import jacobian, warp_image
 from lmreg_jax.imaging.volume import spacing
 from lmreg_jax.io.nifti import write_native
 from lmreg_jax.io.nifti_stream import rounded
@@ -118,14 +118,13 @@ def write_results(
     del warped
     say("transforms")
     notes += _write_transforms(folder, fixed, moving, found)
-    motion = measures.motion(found, fixed)
-    gap = motion["inverse_error"]["p95_mm"]
+    determinant = jacobian(found.forward, shape, affine)
+    summary = measures.summary(found, fixed, moving, landmarks, determinant)
+    gap = summary["motion"]["inverse_error"]["p95_mm"]
     if gap > velocity.INVERSE_WANTED_MM:
         # First: the picture has room for a few.
         notes.insert(0, f"forward and inverse differ by {gap:.2f} mm in the lungs (95th percentile)")
     say("jacobian and uncertainty")
-    determinant = jacobian(found.forward, shape, affine)
-    regularity = measures.regularity(determinant, fixed)
     write_native(folder / "jacobian.nii.gz", fixed.scan, rounded(determinant, MAP_BITS))
     del determinant
     sd = measures.uncertainty_on(found, shape, affine)
@@ -134,22 +133,15 @@ def write_results(
     mean_sd = float(inside.mean()) if inside.size else None
     del sd, inside
     say("report")
-    kinds = {"affine": affine_transform(found.affine.pull), "after": found.forward}
-    if found.network is not None:
-        kinds = {"affine": kinds["affine"], "network": found.network, "after": found.forward}
     picture = overview.pictured(fixed, moving, found)
     numbers: dict[str, Any] = {
         "notes": notes,
         "command": command,
         "method": found.method,
-        "dice": measures.dice(fixed, moving, kinds),
-        "regularity": regularity,
-        "motion": motion,
+        **summary,
         "mean_difference_hu_lungs": _differences(picture),
         "predicted_sd_lungs_mm": {"mean": mean_sd},
     }
-    if landmarks is not None:
-        numbers["landmarks"] = measures.landmark_errors(found, *landmarks)
     if found.outcome is not None:
         numbers["refinement"] = _refinement(found)
     numbers |= {
