@@ -1,7 +1,7 @@
 """Sphinx: `sphinx-build -W -b html docs build/docs`; `-b doctest` runs the examples.
 
 Needs no network. LMREG_DOCS_ONLINE=1 links the names of Python, NumPy and JAX to their own pages;
-LMREG_DOCS_NOTEBOOK=1 executes and includes the notebook (needs myst-nb).
+With myst-nb the notebook is executed and included; LMREG_DOCS_NOTEBOOK=0 leaves it out.
 """
 
 import os
@@ -18,7 +18,7 @@ from benchmarks import document  # noqa: E402, after the path above
 project = "lmreg_jax"
 author = "the authors of lmreg_jax"
 copyright = "Apache-2.0"
-NOTEBOOK = os.environ.get("LMREG_DOCS_NOTEBOOK", "0") != "0"
+NOTEBOOK = find_spec("myst_nb") is not None and os.environ.get("LMREG_DOCS_NOTEBOOK", "1") != "0"
 ONLINE = os.environ.get("LMREG_DOCS_ONLINE", "0") != "0"
 
 extensions = [
@@ -64,7 +64,6 @@ intersphinx_mapping = (
 doctest_global_setup = """
 import numpy as np
 import lmreg_jax as lm
-SURFACE = hasattr(lm, "register_scans")
 """
 doctest_test_doctest_blocks = "default"
 
