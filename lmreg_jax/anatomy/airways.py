@@ -24,7 +24,9 @@ LAYER_MM = 2.0  # thickness of a front
 BRANCH_MM, BRANCH_MM3 = 4.0, 40.0  # shorter and smaller side branches are bumps of the wall
 LEAK_RATIO, LEAK_MM = 2.2, 9.0  # a front this much wider than the eight above it is a leak
 AHEAD_MM = 14.0  # over which a branch's direction is taken
-RIDGE_MM, RIDGE_STEP_MM = 5.0, 0.5  # how far along a septum its highest point is looked for
+# How far along a septum its highest point is looked for: a part of the parent's radius, within limits.
+RIDGE_PART, RIDGE_MM, RIDGE_STEP_MM = 0.6, (1.5, 5.5), 0.5
+RIDGE_SLOPE = 2.5  # a steeper step of the ridge is another wall
 
 
 class Tree(NamedTuple):
@@ -156,28 +158,31 @@ def spur(tree: Tree, first: int, second: int) -> Array:
     gap alone would slide along it.
     """
     middle = _gap(tree.places[first], tree.places[second])
-    toward = tree.centre[tree.parent[first]] - middle
-    toward /= max(float(np.linalg.norm(toward)), 1e-6)
+    above = int(tree.parent[first])
+    toward = _unit(tree.centre[above] - middle)
     a, b = tree.direction(first, middle, 10.0), tree.direction(second, middle, 10.0)
-    up = toward - 1.5 * (a + b)
-    up /= max(float(np.linalg.norm(up)), 1e-6)
-    across = (a - b) - ((a - b) @ up) * up
-    across /= max(float(np.linalg.norm(across)), 1e-6)
-    offsets = np.arange(-RIDGE_MM, RIDGE_MM + 0.1, RIDGE_STEP_MM)
-    heights = np.array([_ridge_height(tree, middle + u * across, up) for u in offsets])
-    zero = len(offsets) // 2
-    if not np.isfinite(heights[zero]):
-        return _backwards(tree, middle, toward)
-    low, high = zero, zero
-    while low > 0 and np.isfinite(heights[low - 1]):
+    up = _unit(toward - 1.5 * (a + b))
+    across = _unit((a - b) - ((a - b) @ up) * up)
+    radius = float(np.sqrt(np.median(tree.area[tree.above(above)[:5]]) / np.pi))
+    count = int(np.clip(RIDGE_PART * radius, *RIDGE_MM) / RIDGE_STEP_MM)
+    offsets = RIDGE_STEP_MM * np.arange(-count, count + 1)
+    heights = _ridge(tree, middle, up, across, offsets)
+    low = high = count
+    while low > 0 and abs(heights[low - 1] - heights[low]) < RIDGE_SLOPE * RIDGE_STEP_MM:
         low -= 1
-    while high < len(offsets) - 1 and np.isfinite(heights[high + 1]):
+    while high < 2 * count and abs(heights[high + 1] - heights[high]) < RIDGE_SLOPE * RIDGE_STEP_MM:
         high += 1
+    if not np.isfinite(heights[count]):
+        return _backwards(tree, middle, toward)
     part = ndimage.gaussian_filter1d(heights[low : high + 1], 1.0, mode="nearest")
     best = low + int(np.argmax(part))
-    if best in (0, len(offsets) - 1):  # no ridge within reach
-        best = zero
+    if best in (0, 2 * count):  # no ridge within reach
+        best = count
     return np.asarray(middle + offsets[best] * across + heights[best] * up)
+
+
+def _unit(vector: Array) -> Array:
+    return np.asarray(vector / max(float(np.linalg.norm(vector)), 1e-6))
 
 
 def _gap(first: Array, second: Array) -> Array:
@@ -187,19 +192,22 @@ def _gap(first: Array, second: Array) -> Array:
     return np.asarray(0.5 * (first[near].mean(0) + second[nearest[near]].mean(0)))
 
 
-def _ridge_height(tree: Tree, start: Array, up: Array) -> float:
-    """mm along `up` from `start` to the lumen's wall, coming from inside the lumen; NaN without one."""
+def _ridge(tree: Tree, middle: Array, up: Array, across: Array, offsets: Array) -> Array:
+    """mm along `up` to the lumen's wall, coming from inside, at each offset [K] mm along `across`.
+
+    NaN where a ray never enters or never leaves the lumen within reach.
+    """
     steps = np.arange(7.0, -4.01, -0.25)
-    inside = sampled(tree.lumen, start + steps[:, None] * up) - tree.threshold
-    entered = np.flatnonzero(inside < 0)
-    if not len(entered):
-        return float("nan")
-    left = entered[0] + np.flatnonzero(inside[entered[0] :] >= 0)
-    if not len(left):
-        return float("nan")
-    k = int(left[0])
-    share = inside[k] / (inside[k] - inside[k - 1])
-    return float(steps[k] + share * (steps[k - 1] - steps[k]))
+    points = middle + offsets[:, None, None] * across + steps[:, None] * up
+    outside = sampled(tree.lumen, points.reshape(-1, 3)).reshape(len(offsets), -1) - tree.threshold
+    heights = np.full(len(offsets), np.nan)
+    for i, ray in enumerate(outside):
+        entered = int(np.argmax(ray < 0))
+        left = entered + int(np.argmax(ray[entered:] >= 0))
+        if left > entered and ray[entered] < 0:
+            share = ray[left] / (ray[left] - ray[left - 1])
+            heights[i] = steps[left] + share * (steps[left - 1] - steps[left])
+    return heights
 
 
 def _backwards(tree: Tree, middle: Array, toward: Array) -> Array:

@@ -30,6 +30,7 @@ SIDED = (RUL, LUL, RML, "apex_left", "apex_right")  # names that a mirrored scan
 ACCEPTED = 0.5
 DOUBTFUL = 0.3  # the most that a name keeps where the scan's orientation is in doubt
 AGREE_MM = 4.0  # passes this close to each other show the same point
+FEWEST = 2  # passes that must agree
 ONE_LUNG = 0.1  # of both; less air than that on one side is no lung
 
 
@@ -93,7 +94,8 @@ def consensus(name: str, passes: Sequence[dict[str, Named]], missing: str) -> La
     close = np.linalg.norm(points[:, None] - points[None], axis=2) < AGREE_MM
     near = close[int(np.argmax(close @ weight * (weight > 0.3 * weight.max())))]
     point = np.average(points[near], axis=0, weights=weight[near])
-    agreement = min(1.0, float(weight[near].sum() / max(len(passes) - 1, weight.sum(), 1e-3)))
+    able = sum(CARINA in p for p in passes)  # coarse scans show nothing at the lowest thresholds
+    agreement = min(1.0, float(weight[near].sum() / max(able - 1, FEWEST, weight.sum())))
     confidence = agreement * float(np.average(weight[near], weights=weight[near])) ** 0.5
     reason = ""
     if confidence < ACCEPTED:
