@@ -32,6 +32,8 @@ MARKER_DEPTH_MM = 3.2  # nearer to anything else the flood decides
 MARKER_MM3 = 1000.0
 TUBE_MM = 11.0  # box of the top hat that finds bronchi inside the lung
 TUBE_HU, TUBE_MM3 = 150.0, 200.0
+GROWTH = np.arange(0.2, 0.9, 0.1)  # levels between lumen and lung up to which the trachea is grown
+GROWTH_STEP, GROWTH_ML, MOST_ML = 1.6, 10.0, 150.0  # more at one step, or in all, is a leak
 SEED_MARGIN = 3  # voxels around the trachea where no parenchyma marker may lie
 SLICES = ndimage.generate_binary_structure(3, 1) & np.array([False, True, False])  # 4-neighbours in z
 
@@ -78,10 +80,11 @@ def segment_lumen(volume: Volume, chest: Chest, lungs: Volume) -> Lumen:
     smooth = ndimage.gaussian_filter(hu, SMOOTH_MM / ISO_MM)
     level = _lung_level(chest, lungs)
     dark = float(np.median(smooth[seed])) if seed.any() else -980.0
-    parenchyma = _parenchyma(hu, smooth, body, level, dark)
     middle = ndimage.gaussian_filter(hu, 1.2 / ISO_MM)
+    parenchyma = _parenchyma(hu, smooth, middle, body, level, dark)
     seed = _traced_up(seed & (smooth < SEED_HU), middle, min(0.5 * (dark + level), -875.0))
-    parenchyma &= ~ndimage.binary_dilation(seed, iterations=SEED_MARGIN)
+    grown = _grown(seed, middle, dark + GROWTH * (level - dark))
+    parenchyma &= ~ndimage.binary_dilation(seed | grown, iterations=SEED_MARGIN)
     inside = flood(smooth, seed, parenchyma, smooth < EDGE_HU)
     return Lumen(smooth, inside, seed, affine)
 
@@ -125,7 +128,7 @@ def _lung_level(chest: Chest, lungs: Volume) -> float:
     return float(np.median(values)) if len(values) else -850.0
 
 
-def _parenchyma(hu: Array, smooth: Array, body: Array, level: float, dark: float) -> Array:
+def _parenchyma(hu: Array, smooth: Array, middle: Array, body: Array, level: float, dark: float) -> Array:
     """Voxels that are surely parenchyma: as dense as lung over 2 mm, thick, and no bronchus in it."""
     broad = ndimage.gaussian_filter(hu, BROAD_MM / ISO_MM)
     like = body & (broad > level - min(60.0, 0.5 * (level - dark))) & (broad < level + 150)
@@ -133,13 +136,31 @@ def _parenchyma(hu: Array, smooth: Array, body: Array, level: float, dark: float
         return like
     size = int(2 * round((TUBE_MM - 1) / 2 / ISO_MM) + 1)
     tube = ndimage.grey_closing(smooth, size=(size,) * 3) - smooth
-    middle = ndimage.gaussian_filter(hu, 1.2 / ISO_MM)
     texture = 1.48 * float(np.median(np.abs(middle[like] - np.median(middle[like]))))
     bronchi = (middle < level - max(0.5 * (level - dark), 3.0 * texture)) & (tube > TUBE_HU)
     like &= ~_large_pieces(bronchi, TUBE_MM3 / ISO_MM**3)
     like = _large_pieces(like, SECTION_MM2 / ISO_MM**2, SLICES)
     deep = ndimage.distance_transform_edt(like) * ISO_MM > MARKER_DEPTH_MM
     return _large_pieces(deep, MARKER_MM3 / ISO_MM**3)
+
+
+def _grown(seed: Array, middle: Array, thresholds: Array) -> Array:
+    """What is joined to the trachea at the highest threshold that does not leak [Mori 2000].
+
+    Only to keep markers of parenchyma out of wide bronchi: where noise blurs the difference between
+    lumen and lung, the local mean alone takes a main bronchus for lung.
+    """
+    grown, volume, ml = seed, np.count_nonzero(seed), ISO_MM**3 / 1000
+    for threshold in thresholds:
+        labels, count = ndimage.label((middle < threshold) | seed)
+        touched = np.zeros(count + 1, bool)
+        touched[labels[seed]] = True
+        wider = touched[labels]
+        size = np.count_nonzero(wider)
+        if size * ml > min(MOST_ML, GROWTH_STEP * volume * ml + GROWTH_ML):
+            break
+        grown, volume = wider, max(volume, size)
+    return np.asarray(grown)
 
 
 def _large_pieces(mask: Array, least: float, structure: Array | None = None) -> Array:
