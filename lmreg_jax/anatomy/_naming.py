@@ -149,7 +149,9 @@ def _upper_score(branch: SideBranch, carina: Array, side: int, outward: int) -> 
     score = plausible(float(np.linalg.norm(branch.point - carina)), UPPER_MM[side])
     score *= plausible(branch.angle, (45, 160)) * min(1.0, branch.length / 9) * min(1.0, branch.radius / 2.2)
     if side < 0:
-        score *= plausible((branch.side - branch.main)[1], (-0.2, 1.8)) * plausible(branch.side[1], (-0.15, 1.0))
+        score *= plausible((branch.side - branch.main)[1], (-0.2, 1.8)) * plausible(
+            branch.side[1], (-0.15, 1.0)
+        )
     return score
 
 
@@ -188,9 +190,7 @@ def _tubular(shape: Array, wide: tuple[float, float], gap: float) -> float:
     return plausible(spread, wide) * plausible(float(np.median(np.abs(np.diff(shape, axis=1)))), (0, gap))
 
 
-def _trachea_points(
-    tree: Tree, front: int, carina: Array, shape: Array, score: float
-) -> dict[str, Named]:
+def _trachea_points(tree: Tree, front: int, carina: Array, shape: Array, score: float) -> dict[str, Named]:
     """Points of the trachea's axis by arc length from the carina's spur, as far as it is in the scan."""
     path = tree.centre[tree.above(front)]
     upper = path[path[:, 2] > carina[2] + 6]  # lower fronts are pulled apart by the two bronchi

@@ -102,9 +102,7 @@ def _tree(fronts: Fronts, lumen: Lumen, edge: float, threshold: float) -> Tree:
     places = tuple(apply_affine(lumen.affine, v) for v in fronts.voxels)
     centre = np.stack([p.mean(0) for p in places])
     area = np.array([len(p) for p in places]) * edge**3 / LAYER_MM
-    spread = np.sqrt(
-        [2 * ((p - c) ** 2).sum(1).mean() for p, c in zip(places, centre, strict=True)]
-    )
+    spread = np.sqrt([2 * ((p - c) ** 2).sum(1).mean() for p, c in zip(places, centre, strict=True)])
     order = np.argsort(fronts.layer, kind="stable")
     cut = _leaks(fronts.parent, spread, order)
     deepest, volume = np.where(cut, -1, fronts.layer), np.where(cut, 0.0, area * LAYER_MM)

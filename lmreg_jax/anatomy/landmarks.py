@@ -13,11 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lmreg_jax.anatomy._apices import apices
-from lmreg_jax.anatomy._lumen import Chest, chest_of, segment_lumen
+from lmreg_jax.anatomy._lumen import chest_of, segment_lumen
 from lmreg_jax.anatomy._naming import CARINA, LUL, RML, RUL, TRACHEA_MM, Named, named
 from lmreg_jax.anatomy._orientation import back_to_front, mirrored, upside_down
 from lmreg_jax.anatomy.airways import Tree, trees
-from lmreg_jax.errors import InputError
 from lmreg_jax.lung_report import LEFT, RIGHT
 from lmreg_jax.lung_segmentation import segment_lungs
 from lmreg_jax.volumes import Volume
@@ -70,8 +69,11 @@ def find_landmarks(volume: Volume, lungs: Volume | None = None) -> Landmarks:
         airways = seen[len(seen) // 2] if seen else None
         notes += mirrored(passes, [named(tree, right=-1) for tree in seen])
     else:
-        notes.append("no trachea in the scan" if not upside_down(chest) else "looks upside down: the"
-        " trachea tapers towards the feet; check the header's z axis")
+        notes.append(
+            "no trachea in the scan"
+            if not upside_down(chest)
+            else "looks upside down: the trachea tapers towards the feet; check the header's z axis"
+        )
     notes += back_to_front(chest, lungs)
     missing = "no trachea in the scan" if not passes else "no branching like it"
     for name in AIRWAY_NAMES:
@@ -105,7 +107,9 @@ def consensus(name: str, passes: Sequence[dict[str, Named]], missing: str) -> La
 
 
 def _lung_notes(lungs: Volume) -> list[str]:
-    counts = {side: int(np.count_nonzero(lungs.data == label)) for side, label in (("left", LEFT), ("right", RIGHT))}
+    counts = {
+        side: int(np.count_nonzero(lungs.data == label)) for side, label in (("left", LEFT), ("right", RIGHT))
+    }
     whole = max(sum(counts.values()), 1)
     return [f"no air in the {side} lung" for side, count in counts.items() if count < ONE_LUNG * whole]
 
