@@ -28,6 +28,7 @@ MAIN_MM, MAIN_MM3 = 25.0, 1500.0  # a main bronchus and what hangs on it
 MAIN_AHEAD_MM = 24.0
 SEARCH_MM = 130.0  # along a main bronchus and its continuation
 UPPER_MM = {1: (17.0, 36.0), -1: (36.0, 60.0)}  # carina to the upper lobe's spur, right and left
+SIBLING_MM, SIBLING_SCORE = 10.0, 0.6  # branches of one lobe that leave one by one
 MIDDLE_MM = (17.0, 37.0)  # right upper to middle lobe's spur
 
 
@@ -57,6 +58,9 @@ class SideBranch(NamedTuple):
     radius: float
 
 
+Scored = tuple[float, SideBranch, int]  # with its place among the side branches
+
+
 def named(tree: Tree, right: int = 1) -> dict[str, Named]:
     """What one tree shows. right: the sign of x on the patient's right, -1 in a mirrored scan."""
     fork = bifurcation(tree, right)
@@ -74,13 +78,15 @@ def named(tree: Tree, right: int = 1) -> dict[str, Named]:
     upper = {1: RUL, -1: LUL}
     for side, start in ((1, fork.right), (-1, fork.left)):
         branches = list(side_branches(tree, start))
-        best = _best((_upper_score(b, point, side, right * side), b, i) for i, b in enumerate(branches))
+        scored = [(_upper_score(b, point, side, right * side), b, i) for i, b in enumerate(branches)]
+        best = _best(scored)
         if best is None:
             continue
+        best = _lowest_sibling(scored, best)
         out[upper[side]] = Named(best[1].point, best[0])
         if side == 1:
             later = branches[best[2] + 1 :]
-            middle = _best((_middle_score(b, best[1].point), b, 0) for b in later)
+            middle = _best([(_middle_score(b, best[1].point), b, 0) for b in later])
             if middle is not None:
                 out[RML] = Named(middle[1].point, middle[0])
     return out
@@ -165,9 +171,21 @@ def _middle_score(branch: SideBranch, upper: Array) -> float:
     return score * plausible(branch.side[1], (0.5, 1.0))
 
 
-def _best(scored: Iterator[tuple[float, SideBranch, int]]) -> tuple[float, SideBranch, int] | None:
+def _best(scored: list[Scored]) -> Scored | None:
     best = max(scored, key=lambda item: item[0], default=None)
     return best if best is not None and best[0] > 0 else None
+
+
+def _lowest_sibling(scored: list[Scored], best: Scored) -> Scored:
+    """The last of the branches that leave next to the best one: a lobe's bronchus that divides at once.
+
+    Its segments then leave one by one, and the lobe's spur is the one before the bronchus that goes on.
+    """
+    for score, branch, i in scored[best[2] + 1 :]:
+        apart = float(np.linalg.norm(branch.point - best[1].point))
+        if apart < SIBLING_MM and score >= SIBLING_SCORE * best[0]:
+            best = (score, branch, i)
+    return best
 
 
 def _main_direction(tree: Tree, fork: Fork, front: int) -> Array:
