@@ -45,13 +45,13 @@ def _fit(passes: Sequence[dict[str, Named]]) -> float:
 
 
 def upside_down(chest: Chest) -> bool:
-    """Whether a trachea is found where the scan says the legs are, and none at its other end."""
+    """Whether a trachea is found where the scan says the legs are, and none as long at its other end."""
     scan = chest.scan.data[:, :, ::-1]
     body = chest.body[:, :, ::-1]
     edges = spacing(chest.scan.affine)
     column = trachea_column(scan, (scan < -400) & body, edges)
-    height = np.count_nonzero(column.any(axis=(0, 1))) * edges[2]
-    return bool(height > COLUMN_MM)
+    here, there = (np.count_nonzero(c.any(axis=(0, 1))) * edges[2] for c in (chest.trachea, column))
+    return bool(there > max(COLUMN_MM, here))
 
 
 def back_to_front(chest: Chest, lungs: Volume) -> list[str]:

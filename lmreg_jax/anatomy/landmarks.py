@@ -30,6 +30,7 @@ ACCEPTED = 0.5
 DOUBTFUL = 0.3  # the most that a name keeps where the scan's orientation is in doubt
 AGREE_MM = 4.0  # passes this close to each other show the same point
 FEWEST = 2  # passes that must agree
+UPSIDE_DOWN = "looks upside down: a trachea runs to the lower end of the scan; check the header's z axis"
 ONE_LUNG = 0.1  # of both; less air than that on one side is no lung
 
 
@@ -62,20 +63,21 @@ def find_landmarks(volume: Volume, lungs: Volume | None = None) -> Landmarks:
     lungs = segment_lungs(volume) if lungs is None else lungs
     found = {n: Landmark(n, a.point, a.confidence, a.reason) for n, a in apices(volume, lungs).items()}
     chest = chest_of(volume)
-    notes, passes, airways = [], [], None
+    notes: list[str] = []
+    passes: list[dict[str, Named]] = []
+    airways = None
     if chest.trachea.any():
         seen = trees(segment_lumen(volume, chest, lungs))
         passes = [named(tree) for tree in seen]
         airways = seen[len(seen) // 2] if seen else None
         notes += mirrored(passes, [named(tree, right=-1) for tree in seen])
-    else:
-        notes.append(
-            "no trachea in the scan"
-            if not upside_down(chest)
-            else "looks upside down: the trachea tapers towards the feet; check the header's z axis"
-        )
+    if not any(CARINA in p for p in passes):
+        what = "carina" if chest.trachea.any() else "trachea"
+        notes.append(UPSIDE_DOWN if upside_down(chest) else f"no {what} in the scan")
     notes += back_to_front(chest, lungs)
     missing = "no trachea in the scan" if not passes else "no branching like it"
+    if passes and not any(CARINA in p for p in passes):
+        missing = "no carina in the scan"
     for name in AIRWAY_NAMES:
         found[name] = consensus(name, passes, missing)
     notes += _lung_notes(lungs)
