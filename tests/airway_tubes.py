@@ -69,7 +69,9 @@ def chest(edge_mm: float = 2.5) -> tuple[Volume, Volume]:
     hu = np.where((np.abs(x) < 16) & (np.abs(y + 82) < 16), 500.0, hu)  # the spine
     lungs = np.zeros(shape, np.uint8)
     for label, side in ((2, 1), (1, -1)):
-        place = [(c - m) / r for c, m, r in zip((x, y, z), LUNG_CENTRE * (side, 1, 1), LUNG_RADII, strict=True)]
+        place = [
+            (c - m) / r for c, m, r in zip((x, y, z), LUNG_CENTRE * (side, 1, 1), LUNG_RADII, strict=True)
+        ]
         inside = place[0] ** 2 + place[1] ** 2 + place[2] ** 2 < 1
         lungs[inside] = label
         hu[inside] = -850.0

@@ -44,7 +44,12 @@ def test_the_airways_come_with_the_points(found: Landmarks) -> None:
 def test_axes_in_another_order_give_the_same_points(found: Landmarks, tmp_path) -> None:  # type: ignore[no-untyped-def]
     volume, _ = airway_tubes.chest()
     affine = volume.affine @ np.array(
-        [[0, -1, 0, volume.data.shape[0] - 1], [0, 0, 1, 0], [-1, 0, 0, volume.data.shape[2] - 1], [0, 0, 0, 1]]
+        [
+            [0, -1, 0, volume.data.shape[0] - 1],
+            [0, 0, 1, 0],
+            [-1, 0, 0, volume.data.shape[2] - 1],
+            [0, 0, 0, 1],
+        ]
     )
     turned = np.ascontiguousarray(volume.data[::-1, :, ::-1].transpose(2, 0, 1))
     write_volume(tmp_path / "turned.nii.gz", Volume(turned, affine))
@@ -64,7 +69,9 @@ def test_a_mirrored_scan_is_noted_and_its_sides_are_not_trusted() -> None:
 
 def test_front_and_back_exchanged_are_noted() -> None:
     volume, lungs = airway_tubes.chest()
-    result = find_landmarks(Volume(volume.data[:, ::-1], volume.affine), Volume(lungs.data[:, ::-1], lungs.affine))
+    result = find_landmarks(
+        Volume(volume.data[:, ::-1], volume.affine), Volume(lungs.data[:, ::-1], lungs.affine)
+    )
     assert any(note.startswith("looks turned back to front") for note in result.notes)
     assert not result.accepted()
 
