@@ -14,6 +14,7 @@ Array = NDArray[Any]
 
 TIP_ML = 1.0  # does not hang on one voxel, nor on the slices' thickness
 SIDEWAYS_ML = (0.5, 1.0, 2.0, 4.0)  # tips whose centres say how well the apex is defined sideways
+TIP_SPREAD_MM = 22.0  # rms distance of the largest tip from its middle; two tips, of both lungs, have 40
 SIDEWAYS_MM = 10.0  # their spread at which nothing is left of the confidence
 ABOVE_MM = (4.0, 12.0)  # above an apex there is tissue that the scan shows
 TISSUE_HU, TISSUE_SHARE = -300.0, 0.5
@@ -60,6 +61,9 @@ def _apex(volume: Volume, lungs: Volume, label: int) -> Apex:
         return Apex(None, 0.0, f"no dome: {section_cm2:.0f} cm^2 of lung {DOME_MM:g} mm below its top")
     if _tissue_above(volume, point) < TISSUE_SHARE:
         return Apex(None, 0.0, "no tissue above the lung: the scan ends there")
+    top = places[places[:, 2] >= tips[-1][2], :2]
+    if len(top) and np.sqrt(((top - top.mean(0)) ** 2).sum(1).mean()) > TIP_SPREAD_MM:
+        return Apex(None, 0.0, "the top of this lung is not in one place: the lungs are not told apart")
     drift = float(np.linalg.norm(np.ptp([tip[:2] for tip in tips], axis=0)))
     return Apex(point, float(np.clip(1.0 - 0.5 * drift / SIDEWAYS_MM, 0.1, 0.95)))
 

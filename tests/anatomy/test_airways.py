@@ -54,7 +54,7 @@ def test_the_flood_takes_the_lower_pass_not_the_shorter_way() -> None:
 
 def test_fronts_of_a_straight_tube_are_one_chain_of_equal_sections() -> None:
     x, y, _ = np.indices((15, 15, 40)) - 7
-    graph = neighbour_graph((x**2 + y**2 <= 25))
+    graph = neighbour_graph(x**2 + y**2 <= 25)
     fronts = wave_fronts(graph, np.ones(len(graph.voxels), bool), graph.voxels[:, 2] == 39, 2.0)
     assert len(fronts.voxels) == 20
     assert sorted(fronts.parent.tolist()) == [-1, *range(19)] or len(set(fronts.parent.tolist())) == 20
