@@ -1,0 +1,1 @@
+"""What is found in one chest CT: airways and landmarks. NumPy and SciPy only."""

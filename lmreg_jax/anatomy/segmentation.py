@@ -42,9 +42,9 @@ def segment_lungs(volume: Volume) -> Volume:
 
     The mask is on the scan's own grid, uint8. Raises InputError where no lung-like air is found.
     """
-    scan = _working_scan(volume)
+    scan = working_scan(volume)
     edges = spacing(scan.affine)
-    body = _filled_body(scan.data, edges)
+    body = filled_body(scan.data, edges)
     air = (scan.data < AIR_HU) & body
     if not air.any():
         raise InputError(NO_LUNGS)
@@ -56,7 +56,7 @@ def segment_lungs(volume: Volume) -> Volume:
     return _on_grid_of(volume, Volume(labels, scan.affine))
 
 
-def _working_scan(volume: Volume) -> Volume:
+def working_scan(volume: Volume) -> Volume:
     """HU in [-1024, 300] at WORKING_MM or the scan's own spacing, whichever is coarser.
 
     Clipped first: metal and padding below -1024 must not spread into their surroundings.
@@ -101,7 +101,7 @@ def _profiles(mask: Array) -> list[Array]:
     return [np.asarray(mask.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
 
 
-def _filled_body(hu: Array, edges: Array) -> Array:
+def filled_body(hu: Array, edges: Array) -> Array:
     """The body with all air inside it: the largest piece of tissue, its axial slices filled.
 
     Opened first, so that arms, table and clothes come off; slices are filled one by one since the
@@ -139,7 +139,7 @@ def _airways(hu: Array, air: Array, edges: Array) -> Array:
 
     The explosion-controlled region growing of [Mori 2000]. All False where no trachea is seen.
     """
-    seed = _trachea(hu, air, edges)
+    seed = trachea_column(hu, air, edges)
     if not seed.any():
         return seed
     litre = float(np.prod(edges)) / 1e6
@@ -154,7 +154,7 @@ def _airways(hu: Array, air: Array, edges: Array) -> Array:
     return grown
 
 
-def _trachea(hu: Array, air: Array, edges: Array) -> Array:
+def trachea_column(hu: Array, air: Array, edges: Array) -> Array:
     """The tallest column of small round air sections near the middle, in the upper scan."""
     candidate = np.zeros(air.shape, bool)
     pixel = float(edges[0] * edges[1])

@@ -12,10 +12,10 @@ import sys
 from collections.abc import Sequence
 from importlib import metadata
 
-from lmreg_jax.cli import evaluate, host, preprocess, register, warp
+from lmreg_jax.cli import evaluate, host, landmarks, preprocess, register, warp
 from lmreg_jax.errors import exits_cleanly
 
-SUBCOMMANDS = (preprocess, register, warp, evaluate)
+SUBCOMMANDS = (preprocess, landmarks, register, warp, evaluate)
 DESCRIPTION = "Deformable registration of lung CT: two scans in, a transform that others can read out."
 EXAMPLE = """example:
   lmreg register inhale.nii.gz exhale.nii.gz --output aligned

@@ -59,7 +59,7 @@ def _lung_surface() -> Points:
     return np.stack([x[inside], y[inside], z[inside]], -1)
 
 
-def _places(who: Subject, index: int, seed: int) -> tuple[Points, Points]:
+def places(who: Subject, index: int, seed: int) -> tuple[Points, Points]:
     """The field of view's centre (subject mm), and the RAS mm of the subject's origin."""
     surface = push(who, _lung_surface())
     low, high = surface.min(0), surface.max(0)
@@ -119,7 +119,7 @@ def thorax(
         )
     who = subject(index, seed)
     trees = trees_of(who, index, seed)
-    centre, origin = _places(who, index, seed)
+    centre, origin = places(who, index, seed)
     low = centre - spacing_mm * (np.array(shape) - 1) / 2
     sizes = (int(shape[0]), int(shape[1]), int(shape[2]))
     scan = render(who, trees, Grid(low, float(spacing_mm), sizes), index, seed)

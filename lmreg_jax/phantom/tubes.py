@@ -21,6 +21,11 @@ def curves(tree: Tree, *, last: int = 99) -> Tubes:
     )
 
 
+def branch_curve(tree: Tree, index: int) -> Tubes:
+    """One branch as `curves` draws the wide ones: four straight pieces, from its start to its end."""
+    return _curves(tree, np.arange(len(tree.parent)) == index, 4)
+
+
 def _curves(tree: Tree, keep: NDArray[np.bool_], pieces: int) -> Tubes:
     """Branches as curves that leave in their parents' direction: `pieces` straight tubes each.
 

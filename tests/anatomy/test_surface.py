@@ -75,7 +75,7 @@ def test_a_slice_that_ends_the_scan_is_no_surface() -> None:
 def test_a_mask_from_a_coarser_grid_is_not_moved_to_one_side() -> None:
     """In voxels of 3/4 of the coarser ones shares of just a quarter abound: rounding must not decide."""
     scan = lung((1.5, 1.5, 1.5), (5.0, -8.0, 4.0), 8.0)
-    coarse = segmentation._working_scan(scan)
+    coarse = segmentation.working_scan(scan)
     labels = Volume((coarse.data < AIR_HU).astype(np.uint8), coarse.affine)
     mask = segmentation._on_grid_of(scan, labels)
     # 0.0008 mm; with bounds at 1/4 and 3/4 0.0066 mm, and in other grids up to 0.05 mm.
