@@ -1,6 +1,8 @@
 from . import phantom as phantom
+from .anatomy.landmarks import Landmarks as Landmarks
 from .api.evaluation import evaluate as evaluate
 from .api.scans import Result as Result
+from .api.scans import find_landmarks as find_landmarks
 from .api.scans import read_scan as read_scan
 from .api.scans import register_scans as register_scans
 from .api.transform import Transform as Transform

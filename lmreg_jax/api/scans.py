@@ -20,7 +20,9 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from lmreg_jax.anatomy.chest import Side, read_side
+from lmreg_jax.anatomy import landmarks
+from lmreg_jax.anatomy.chest import Side, check_ct, read_side
+from lmreg_jax.anatomy.landmarks import Landmarks
 from lmreg_jax.api.transform import AIR_HU, Transform
 from lmreg_jax.errors import InputError
 from lmreg_jax.io.images import as_scan
@@ -108,6 +110,16 @@ def read_scan(image: Any) -> Scan:
     InputError on what cannot be read, is not 3-D or not finite, or has a geometry that cannot be trusted.
     """
     return as_scan(image, "scan")
+
+
+def find_landmarks(scan: Any) -> Landmarks:
+    """Named points of a chest CT, RAS mm, each with its confidence: `.accepted()` gives those to rely on.
+
+    scan: a path, nibabel or SimpleITK image, or a `Scan`, in HU. Raises InputError where it is no chest CT.
+    """
+    checked = as_scan(scan, "scan")
+    check_ct(checked)
+    return landmarks.find_landmarks(checked.volume)
 
 
 def register_scans(

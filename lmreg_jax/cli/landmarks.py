@@ -79,9 +79,8 @@ def run(args: argparse.Namespace) -> None:
     for name, result in found.items():
         for note in [] if isinstance(result, InputError) else result.notes:
             print(f"note: {name}: {note}", file=sys.stderr)
-    print(
-        f"{resolved(args.output)}: {len(rows) - len(failed)} scans in {clock.total():.0f} s; see {SUMMARY} there"
-    )
+    done, output = len(rows) - len(failed), resolved(args.output)
+    print(f"{output}: {done} scans in {clock.total():.0f} s; see {SUMMARY} there")
     if failed:
         raise InputError(
             f"{len(failed)} of {len(rows)} scans cannot be used (see above); the others are done"
