@@ -132,4 +132,6 @@ def _escaped(line: str) -> str:
     for i in range(1, len(parts), 2):
         if not parts[i].startswith("``"):
             parts[i] = f"`{parts[i]}`"
+        if parts[i + 1][:1].isalnum():  # `warp`s: RST ends a literal only before a space or a mark
+            parts[i] += "\\ "
     return "".join(parts)
