@@ -77,7 +77,7 @@ def settings(root: Path, cache: Path, variant: str) -> ConfigDict:
         "warmup_steps": 2,
         "clip_norm": 0.0,
         "coarse_factor": 2,
-        "coarse_steps": 2,
+        "coarse_steps": 0,
         "validate_every": 4,
         "checkpoint_every": 8,
         "log_every": 1,
