@@ -88,7 +88,6 @@ RECIPES: dict[str, dict[str, Any]] = {
     "  augmented, each image by itself": {**WEIGHTED, **AUGMENTED, "augment.shared": False},
     "  lr 6e-3": {**WEIGHTED, "train.learning_rate": 6e-3},
     "  one order of 4 pairs": {**WEIGHTED, "train.both_orders": False},
-    "  first half of the steps on a grid twice as coarse": {**WEIGHTED, "train.coarse_steps": 0.5},
     "  lncc instead of ssd": {**WEIGHTED, "objective.image": "lncc", "objective.image_sigma": 0.2},
     "+ three passes": PASSES,
     "+ the demons' force as input": FORCES,
@@ -113,11 +112,8 @@ def run(name: str, values: dict[str, Any], steps: int, workdir: Path) -> dict[st
     config.data.alignment = "moments"
     for key, value in values.items():
         section, item = key.split(".")
-        if item != "coarse_steps":  # a share of the steps, below
-            config[section][item] = value
+        config[section][item] = value
     config.train.steps = steps * (4 // config.train.pairs_per_batch)
-    if values.get("train.coarse_steps"):
-        config.train.coarse_steps = int(values["train.coarse_steps"] * config.train.steps)
     config.train.validate_every = config.train.checkpoint_every = config.train.steps
     config.train.keep = 1
     folder = workdir / "".join(c if c.isalnum() else "_" for c in name)

@@ -153,7 +153,7 @@ def one(
     """One training (resumed where it was cut off) and its evaluation on the full cohort."""
     changed = config.copy_and_resolve_references()
     changed.update_from_flattened_dict(ablation.changes)
-    changed.seed = seed
+    changed.train.seed = seed
     training.train(changed, folder, evaluate=False, cohort=training_cohort(cohort, ablation))
     register = registrar.load(folder)
     found: dict[str, Any] = {"checkpoint": register.source}

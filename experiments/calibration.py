@@ -227,7 +227,7 @@ def main(arguments: list[str]) -> None:
     cohort = load_cohort(config)
     pairs = held_out_pairs(cohort, values.split)
     register = registrar.load(workdir)
-    rows = evaluate(register, cohort, pairs, values.samples, config.seed)
+    rows = evaluate(register, cohort, pairs, values.samples, config.train.seed)
     if not rows:
         raise InputError(f"{cohort.root}: no {values.split} pair with landmarks; calibration needs some")
     output = Path(values.output) if values.output else workdir

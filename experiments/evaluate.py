@@ -35,7 +35,7 @@ def held_out_evaluation(
     split: str = "test",
     output: Path | None = None,
     *,
-    policy: str = "strict",
+    policy: str,
 ) -> dict[str, Any]:
     """Evaluates the best checkpoint of `workdir`; files go to `output` (default: `workdir`).
 
@@ -78,9 +78,8 @@ def main(arguments: list[str]) -> None:
     compilation_cache.enable()
     config = configuration.read(Path(workdir) / configuration.FILE)
     cohort = load_cohort(config)
-    policy = config.data.get("policy", "strict")
     folder = Path(output) if output else None
-    if not held_out_evaluation(cohort, Path(workdir), split, folder, policy=policy):
+    if not held_out_evaluation(cohort, Path(workdir), split, folder, policy=config.data.policy):
         raise InputError(
             f"{cohort.root}: no {split} cases to evaluate on; mark at least two of them "
             f"'{split}' in cases.csv, or give another --split"

@@ -20,12 +20,11 @@ def get_config(variant: str = "") -> ConfigDict:
     if variant not in VARIANTS:
         raise InputError(f"experiments/lung.py:{variant}: the variants are {', '.join(VARIANTS[1:])} or none")
     config = ConfigDict()
-    config.seed = 0
-
     config.data = ConfigDict()
     config.data.root = ""  # folder of a cohort; empty: the embedded procedural thorax
     config.data.cases = 40  # of the embedded cohort
     config.data.test = 10  # of them held out
+    config.data.seed = 0  # generates the embedded cohort, picks the validation cases
     config.data.validation = 0.1  # share of the training cases set apart, where the table names none
     config.data.shape = (48, 32, 64)  # X, Y, Z voxels of the common grid; multiples of 16 pad nothing
     config.data.spacing_mm = 7.0  # a number; in a config file also (x, y, z)
@@ -36,6 +35,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.data.lungs = "auto"  # masks: auto | file | segment | none
     config.data.reference = ""  # case that all are aligned to; empty: the most central training case
     config.data.cache = ""  # folder for the cohort read; empty: a folder in the user's cache
+    config.data.memory_gb = 4.0  # for decoded cases, a process; what does not fit is read again
     config.data.policy = "strict"  # a case that cannot be read: strict (stop) | skip (go on without it)
     config.data.allow_outside_root = False  # may the table's paths leave its folder?
 
@@ -47,7 +47,6 @@ def get_config(variant: str = "") -> ConfigDict:
     config.model.normalisation = "instance"  # none (paper) | instance
     config.model.inputs = "forces"  # images (paper) | forces: and the demons' force between them
     config.model.passes = 3  # of the network, each to the image as the last one left it (paper: 1)
-    config.model.head_scale = 1.0  # factor on the mean head (paper: 1)
     config.model.dtype = "float32"  # of the features: float32 | bfloat16
 
     config.init = ConfigDict()
@@ -64,16 +63,14 @@ def get_config(variant: str = "") -> ConfigDict:
     config.objective.integration_steps = 7  # squarings
 
     config.train = ConfigDict()
+    config.train.seed = 0  # draws the initial weights, the pairs and the velocities
     config.train.steps = 1500
     config.train.pairs_per_batch = 2  # over all devices
     config.train.both_orders = True  # (a, b) and (b, a) in one batch: their translations cancel
     config.train.learning_rate = 3e-3  # of Adam
-    config.train.adam_b2 = 0.999
     config.train.schedule = "cosine"  # constant (paper) | cosine
     config.train.warmup_steps = 20
     config.train.clip_norm = 0.0  # of the whole gradient; 0: off
-    config.train.coarse_factor = 2  # the first coarse_steps see images block-averaged by this
-    config.train.coarse_steps = 0
     config.train.rematerialise = False  # compute features again in the backward pass: slower, smaller
     config.train.validate_every = 250  # steps
     config.train.checkpoint_every = 250
@@ -87,8 +84,6 @@ def get_config(variant: str = "") -> ConfigDict:
     config.augment.scale = 0.03
     config.augment.translation_mm = 4.0
     config.augment.elastic_mm = 4.0  # of a smooth displacement, at nodes 60 mm apart
-    config.augment.gamma = 0.0  # of the log of an intensity exponent
-    config.augment.noise = 0.0  # of the intensities
     config.augment.shared = True  # one geometric change for both images of a pair
 
     if variant:

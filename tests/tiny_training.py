@@ -37,7 +37,7 @@ def compiled_once() -> Iterator[None]:
         return f"{c['apply'].__self__}{c['objective']}{id(c['optimiser'])}{c['augment']}"
 
     def config_key(config: ConfigDict) -> str:
-        return f"{config.model.to_dict()}{config.seed}"
+        return f"{config.model.to_dict()}{config.train.seed}"
 
     def rate_key(config: ConfigDict) -> str:
         return f"{config.train.learning_rate}{config.train.schedule}{config.train.clip_norm}"
@@ -51,8 +51,8 @@ def compiled_once() -> Iterator[None]:
             "registrar",
             lambda config, params, source="": model(config)._replace(params=params, source=source),
         )
-        for name, key in (("initial_params", config_key), ("optimiser", rate_key)):
-            patch.setattr(configuration, name, once(name, getattr(configuration, name), key))
+        patch.setattr(configuration, "initial_params", once("p", configuration.initial_params, config_key))
+        patch.setattr(program, "make_optimiser", once("o", program.make_optimiser, rate_key))
         yield
 
 
@@ -76,9 +76,9 @@ def settings(root: Path, folder: Path) -> ConfigDict:
 
 def saved_state(workdir: Path, name: str = checkpoint.LATEST) -> tuple[int, list[np.ndarray]]:
     """Step and all arrays of the newest checkpoint: parameters, the optimiser's, the count."""
-    with checkpoint.store(workdir, name, 2) as store:
-        assert store.latest is not None
-        return store.latest.step, [np.asarray(a) for a in jax.tree.leaves(store.load(store.latest.step))]
+    store = checkpoint.Store((workdir / name).absolute())
+    content = checkpoint._read(store, store.steps[-1])
+    return store.steps[-1], [np.asarray(a) for a in jax.tree.leaves(content)]
 
 
 def rows(workdir: Path) -> list[dict[str, str]]:

@@ -35,12 +35,12 @@ def embedded_root(config: ConfigDict) -> Path:
         math.ceil((n * s + 2 * MARGIN_MM) / voxel_mm) for n, s in zip(data.shape, spacing, strict=True)
     )
     grid = f"{'x'.join(map(str, shape))}_{voxel_mm:g}mm"
-    name = f"thorax_v{phantom.VERSION}_{data.cases}_{data.test}_{grid}_seed{config.seed}"
+    name = f"thorax_v{phantom.VERSION}_{data.cases}_{data.test}_{grid}_seed{data.seed}"
     root = cache_folder() / name
     if not root.is_dir():
         log.info("generating the embedded cohort in %s", root)
         phantom.write_cohort(
-            root, cases=data.cases, test=data.test, seed=config.seed, shape=shape, spacing_mm=voxel_mm
+            root, cases=data.cases, test=data.test, seed=data.seed, shape=shape, spacing_mm=voxel_mm
         )
     return root
 
@@ -63,10 +63,10 @@ def load_cohort(config: ConfigDict, *, progress: bool = True) -> Cohort:
         reference=data.reference,
         cache=Path(data.cache) if data.cache else cache_folder() / "cohorts",
         allow_outside_root=data.allow_outside_root,
-        policy=data.get("policy", "strict"),  # A folder of an earlier version has none.
+        policy=data.policy,
         progress=progress,
     )
-    return with_validation(cohort, validation_count(cohort, data.validation), config.seed)
+    return with_validation(cohort, validation_count(cohort, data.validation), data.seed)
 
 
 def validation_count(cohort: Cohort, share: float) -> int:

@@ -1,4 +1,4 @@
-"""What a run was made with, in `WORKDIR/versions.json`: seed, versions, devices, source.
+"""What a run was made with, in `WORKDIR/versions.json`: seeds, versions, devices, source.
 
 A list: each program's first start, and each later one under other versions, with the step that it
 began at.
@@ -80,7 +80,7 @@ def current(config: ConfigDict) -> dict[str, Any]:
         "time": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         "host": socket.gethostname(),
         "command": " ".join(sys.argv),
-        "seed": config.seed,
+        "seeds": {"data": config.data.seed, "train": config.train.seed},
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processors": os.cpu_count(),

@@ -34,9 +34,13 @@ COLUMNS = (
 
 
 class Writer:
-    """Appends a row for each call of `add`; on a resumed run `rewind` first."""
+    """Appends a row for each call of `add`; on a resumed run `rewind` first.
 
-    def __init__(self, workdir: Path) -> None:
+    silent: writes nothing (processes other than the lead).
+    """
+
+    def __init__(self, workdir: Path, *, silent: bool = False) -> None:
+        self.silent = silent
         self._path = workdir / FILE
         self._skipped = workdir / SKIPPED
         self._folder = workdir / "tensorboard"
@@ -87,6 +91,8 @@ class Writer:
 
     def add(self, step: int, values: Mapping[str, Any]) -> None:
         """One row; names that are not in COLUMNS go to TensorBoard only."""
+        if self.silent:
+            return
         numbers = {name: float(value) for name, value in values.items()}
         cells = [f"{numbers[c]:.7g}" if np.isfinite(numbers.get(c, np.nan)) else "" for c in COLUMNS[1:]]
         _append(self._path, ",".join([str(step), *cells]))
@@ -95,6 +101,8 @@ class Writer:
 
     def add_skipped(self, step: int, pairs: Sequence[tuple[str, str]], values: Mapping[str, Any]) -> None:
         """A line of JSON: the step that was not applied, its pairs, its terms; for replay."""
+        if self.silent:
+            return
         line = {"step": step, "pairs": list(pairs), **{k: str(float(v)) for k, v in values.items()}}
         _append(self._skipped, json.dumps(line))
 

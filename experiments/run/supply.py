@@ -1,8 +1,8 @@
 """Batches by step from prepared cases, and what happens when one of their files goes bad.
 
-Every case is read from disk, and checked, when its turn comes (`cohort_cache.fresh`): memory does
-not grow with the cohort, and a file that vanished or changed is an error with a name. Policy
-"strict" raises it; "skip" goes on without the case and reports how many there were.
+A case is read from disk and checked when its turn comes, then kept in memory up to a budget
+(`cache.Memory`): a file that vanished or changed before is an error with a name. Policy "strict" raises
+it; "skip" leaves the case out and reports how many there were.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from lmreg_jax.cohort import batches
-from lmreg_jax.cohort.cache import LostCase, fresh
+from lmreg_jax.cohort.cache import LostCase, Memory, fresh
 from lmreg_jax.cohort.case import Case
 from lmreg_jax.cohort.cohort import Cohort
 from lmreg_jax.cohort.pairs import AllPairs
@@ -23,6 +23,7 @@ from lmreg_jax.io.tables import replacing
 from lmreg_jax.types import Batch
 
 FILE = "skipped_cases.json"
+MEMORY_GB = 4.0
 NEEDED = ("image", "inside")  # of a case, for a batch; its points are in memory already
 
 T = TypeVar("T")
@@ -32,8 +33,11 @@ log = logging.getLogger(__name__)
 class Supply:
     """Makes the batches of a training; `lost` are the cases skipped so far, with reasons."""
 
-    def __init__(self, cohort: Cohort, policy: str, workdir: Path | None = None) -> None:
+    def __init__(
+        self, cohort: Cohort, policy: str, workdir: Path | None = None, memory_gb: float = MEMORY_GB
+    ) -> None:
         self._cases = {case.name: case for case in cohort.cases}
+        self._memory = Memory(memory_gb * 1e9, NEEDED)
         self._policy = policy
         self._file = workdir / FILE if workdir else None
         self.lost: dict[str, str] = dict(cohort.skipped)
@@ -43,13 +47,11 @@ class Supply:
         self,
         pairs: Sequence[batches.Pair],
         draw: Callable[[Sequence[batches.Pair]], list[batches.Pair]],
-        factor: int,
         share: Callable[[list[batches.Pair]], list[batches.Pair]] = list,
     ) -> tuple[list[batches.Pair], Batch]:
-        """The pairs that `draw` takes from `pairs`, and their batch, `factor` times coarser.
+        """The pairs that `draw` takes from `pairs`, and their batch.
 
         share: the part of them that this process reads, and its batch holds.
-
         Where a case of them is lost, `draw` is asked again, without that case. A step that draws
         no lost case is thus what it would have been anyway, in a resumed run too.
         """
@@ -58,8 +60,8 @@ class Supply:
             chosen = draw(usable)
             own = share(chosen)
             names = dict.fromkeys(name for pair in own for name in pair)
-            cases = [fresh(self._cases[name], NEEDED) for name in names]
-            return chosen, batches.Assembler(cases)(own, factor)
+            cases = {name: self._memory(self._cases[name]) for name in names}
+            return chosen, batches.assemble([(cases[fixed], cases[moving]) for fixed, moving in own])
 
         return self._under_policy(make, pairs, drop_known=False)
 
@@ -77,12 +79,6 @@ class Supply:
                     if self._policy == "strict":
                         raise
                     self._lose(error)
-
-    def learn(self, others: Sequence[str]) -> None:
-        """Enters what other processes have lost: their `lost`, as JSON."""
-        for text in others:
-            self.lost = json.loads(text) | self.lost
-        self._write()
 
     def report(self) -> None:
         """Says once more, at the end, how many cases were skipped."""

@@ -39,43 +39,20 @@ def pairs_of_step(
     return [p for fixed, moving in drawn for p in ((fixed, moving), (moving, fixed))]
 
 
-def coarsen(image: np.ndarray, factor: int) -> np.ndarray:
-    """Block means of `[X, Y, Z]` by `factor`, the edge repeated to whole blocks."""
-    if factor == 1:
-        return image
-    padded = np.pad(image, [(0, -n % factor) for n in image.shape], mode="edge")
-    x, y, z = (n // factor for n in padded.shape)
-    return padded.reshape(x, factor, y, factor, z, factor).mean(axis=(1, 3, 5), dtype=np.float32)
+def assemble(pairs: Sequence[tuple[Case, Case]]) -> Batch:
+    """The images and landmarks of (fixed, moving) cases, stacked.
 
-
-def coarsen_points(points: np.ndarray, factor: int) -> np.ndarray:
-    """Voxel positions on the grid of `coarsen`: block i has its centre at factor i + (factor-1)/2."""
-    return (points - (factor - 1) / 2) / factor
-
-
-class Assembler:
-    """Stacks the images and landmarks of pairs of cases into batches."""
-
-    def __init__(self, cases: Sequence[Case]) -> None:
-        self._cases = {case.name: case for case in cases}
-
-    def __call__(self, pairs: Sequence[Pair], factor: int = 1) -> Batch:
-        """The batch of `pairs`, at the cohort's grid or `factor` times coarser.
-
-        A landmark counts where both cases have it. Missing positions are set to 0.
-        """
-        cases = [(self._cases[fixed], self._cases[moving]) for fixed, moving in pairs]
-        images = [[coarsen(i, factor) for i in images_of_pair(*pair)] for pair in cases]
-        # Any: numpy here, jax.Array in the step; pmap spreads host arrays over the devices itself.
-        fixed: Any
-        moving: Any
-        fixed, moving = (np.stack(side) for side in zip(*images, strict=True))
-        points: list[Any] = [
-            np.stack([coarsen_points(pair[side].landmarks, factor) for pair in cases]) for side in (0, 1)
-        ]
-        present: Any = np.isfinite(points[0]).all(-1) & np.isfinite(points[1]).all(-1)
-        points = [np.nan_to_num(p).astype(np.float32) for p in points]
-        return Batch(fixed, moving, points[0], points[1], present)
+    A landmark counts where both cases have it. Missing positions are set to 0.
+    """
+    images = [images_of_pair(*pair) for pair in pairs]
+    # Any: numpy here, jax.Array in the step; pmap spreads host arrays over the devices itself.
+    fixed: Any
+    moving: Any
+    fixed, moving = (np.stack(side) for side in zip(*images, strict=True))
+    points: list[Any] = [np.stack([pair[side].landmarks for pair in pairs]) for side in (0, 1)]
+    present: Any = np.isfinite(points[0]).all(-1) & np.isfinite(points[1]).all(-1)
+    points = [np.nan_to_num(p).astype(np.float32) for p in points]
+    return Batch(fixed, moving, points[0], points[1], present)
 
 
 def prefetch(make: Callable[[int], T], steps: range, ahead: int = 2) -> Iterator[tuple[int, T]]:

@@ -4,8 +4,9 @@ An entry is a folder, named by a hash of everything that it depends on, written 
 and renamed: a second process never sees half of it. Entries are never changed, only replaced.
 
 The images of a loaded case are memory-mapped: cheap, but a file that is cut short under a map ends
-the process without a word (SIGBUS), and a changed one goes unnoticed. What runs for hours reads
-through `fresh` instead, which reads the file, checks its sum, and raises an error that names it.
+the process with SIGBUS, and a changed one goes unnoticed. What runs for hours reads through `fresh`
+instead, which reads the file, checks its sum, and raises an error that names it; `Memory` keeps what
+it has read.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import secrets
 import shutil
 import time
 import zlib
+from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -92,6 +94,34 @@ def fresh(case: Case, names: Iterable[str] = IMAGES) -> Case:
         return case
     read: dict[str, Any] = {n: _read_whole(case.name, case.stored[n]) for n in names if n in case.stored}
     return replace(case, **read)
+
+
+class Memory:
+    """`fresh` that keeps the cases it has read, up to `limit` bytes; the least recently used go first.
+
+    What is kept has been checked once, and no longer depends on its files.
+    """
+
+    def __init__(self, limit: float, names: Iterable[str]) -> None:
+        self._limit, self._names, self._size = limit, tuple(names), 0
+        self._kept: OrderedDict[str, Case] = OrderedDict()
+
+    def __call__(self, case: Case) -> Case:
+        """The case with its arrays in memory. Raises LostCase as `fresh` does."""
+        if case.name in self._kept:
+            self._kept.move_to_end(case.name)
+            return self._kept[case.name]
+        whole = fresh(case, self._names)
+        if case.stored is not None:
+            self._kept[case.name] = whole
+            self._size += self._bytes(whole)
+            while self._size > self._limit:
+                self._size -= self._bytes(self._kept.popitem(last=False)[1])
+        return whole
+
+    def _bytes(self, case: Case) -> int:
+        arrays = (getattr(case, name) for name in self._names)
+        return sum(array.nbytes for array in arrays if array is not None)
 
 
 def _read_whole(case: str, file: Stored) -> NDArray[Any]:

@@ -43,39 +43,30 @@ POSITIVE = (
     "train.steps",
     "train.pairs_per_batch",
     "train.learning_rate",
-    "train.coarse_factor",
     "train.validate_every",
     "train.checkpoint_every",
     "train.keep",
     "train.log_every",
     "train.max_skipped",
     "model.final",
-    "model.head_scale",
     "model.passes",
 )
 NOT_NEGATIVE = (
     "objective.landmark_weight",
     "train.warmup_steps",
     "train.clip_norm",
-    "train.coarse_steps",
+    "data.memory_gb",
     "augment.rotation_deg",
     "augment.scale",
     "augment.translation_mm",
     "augment.elastic_mm",
-    "augment.gamma",
-    "augment.noise",
 )
 REQUIRED = (  # of any type and value
-    *("seed", "data.root", "data.cache", "data.cases", "data.test", "data.landmark_names", "data.reference"),
-    *("data.allow_outside_root", "init.weights", "train.both_orders", "train.adam_b2"),
-    "train.rematerialise",
+    *("data.root", "data.cache", "data.cases", "data.test", "data.landmark_names", "data.reference"),
+    *("data.allow_outside_root", "init.weights", "train.both_orders", "train.rematerialise"),
 )
-EARLIER: dict[str, dict[str, Any]] = {  # what folders of versions without these values mean
-    "model": {"inputs": "images", "passes": 1},
-    "train": {"rematerialise": False},
-}
 WHOLE = ("data.shape", "model.encoder", "model.decoder", "model.final")
-COUNTS = ("model.passes",)
+COUNTS = ("model.passes", "data.seed", "train.seed")
 
 
 def spacing_mm(config: ml_collections.ConfigDict) -> tuple[float, float, float]:
@@ -150,26 +141,23 @@ def network(config: ml_collections.ConfigDict) -> UNet:
         final=tuple(model.final),
         field_stride=model.field_stride,
         normalisation=model.normalisation,
-        head_scale=model.head_scale,
         inputs=model.inputs,
         dtype=None if model.dtype == "float32" else jnp.dtype(model.dtype),
     )
 
 
 def initial_params(config: ml_collections.ConfigDict) -> Any:
-    """Random parameters from `config.seed`."""
+    """Random parameters from `config.train.seed`."""
     net = network(config)
-    image = jnp.zeros(
-        (1, *(net.multiple,) * 3), jnp.float32
-    )  # Kernels do not depend on the grid: the smallest.
-    return net.init(jax.random.key(config.seed), image, image)
+    # Kernels do not depend on the grid: the smallest.
+    image = jnp.zeros((1, *(net.multiple,) * 3), jnp.float32)
+    return net.init(jax.random.key(config.train.seed), image, image)
 
 
-def objective(config: ml_collections.ConfigDict, coarser: int = 1) -> Objective:
-    """Eq. 7 with the constants of `config.objective`, on a grid that many times coarser."""
-    x, y, z = spacing_mm(config)
+def objective(config: ml_collections.ConfigDict) -> Objective:
+    """Eq. 7 with the constants of `config.objective`."""
     values = checked_names("objective", config.objective.to_dict(), Objective._fields)
-    return Objective(**values, spacing_mm=(x * coarser, y * coarser, z * coarser))
+    return Objective(**values, spacing_mm=spacing_mm(config))
 
 
 def to_json(config: ml_collections.ConfigDict) -> str:
@@ -192,15 +180,13 @@ def read(file: Path) -> ml_collections.ConfigDict:
     """The config in a training's folder; InputError where it is missing or cannot be read."""
     try:
         config = from_json(file.read_text(encoding="utf-8"))
-        for section, values in EARLIER.items():
-            found = getattr(config, section)  # AttributeError where it is missing: no configuration
-            found.update({n: v for n, v in values.items() if n not in found})
+        validate(config)
         return config
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(
             f"{file.parent}: no {file.name} there; a folder that experiments.train wrote is needed"
         ) from None
-    except (ValueError, TypeError, AttributeError, RecursionError, OSError) as error:
+    except (ValueError, TypeError, RecursionError, OSError) as error:
         raise InputError(
             f"{file}: not a readable configuration ({error}); restore it, or give another folder"
         ) from None

@@ -27,7 +27,6 @@ REMEDY = "the network must be the paper's (config.model of experiments/lung.py:p
 def import_keras(path: str | Path, model: UNet) -> Any:
     """Parameters for `model.apply`, `{"params": {layer: {kernel, bias}}}`, of a Keras file; float32.
 
-    The mean head is divided by `model.head_scale`, so that the network's output is the file's.
     Raises InputError, naming the file, where it is missing, no HDF5 or no such network, where its
     shapes are not those of `model`, and where h5py is not installed.
     """
@@ -41,7 +40,6 @@ def import_keras(path: str | Path, model: UNet) -> Any:
     found = in_network_order(path, read_layers(path), expected)
     for name, layer in found.items():
         _check(path, name, layer, expected[name])
-    found["mean"] = {part: values / model.head_scale for part, values in found["mean"].items()}
     return {"params": jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), found)}
 
 

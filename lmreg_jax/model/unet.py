@@ -24,7 +24,6 @@ class UNet(nn.Module):
     field_stride: image voxels for each field voxel, 1, 2 (the paper) or 4.
     normalisation: "none" (the paper) or "instance" (each feature map to mean 0, variance 1 over
     its grid, before the non-linearity: faster learning from scratch).
-    head_scale: multiplies the mean head; 1 in the paper.
     inputs: "images" (the paper: moving, fixed) or "forces" (and the demons' force between them, three
     channels more: where to go is then given, and the network learns how far to trust it).
     """
@@ -34,7 +33,6 @@ class UNet(nn.Module):
     final: tuple[int, ...] = (16,)
     field_stride: int = 2
     normalisation: str = "none"
-    head_scale: float = 1.0
     dtype: Any = None
     inputs: str = "images"
 
@@ -78,7 +76,7 @@ class UNet(nn.Module):
         mean, log_variance = jnp.split(self._convolve(features, kernel, bias), 2, axis=-1)
         crop = (slice(None), *(slice(-(-n // self.field_stride)) for n in shape))
         precise = jnp.promote_types(fixed.dtype, jnp.float32)
-        return Posterior(self.head_scale * mean[crop].astype(precise), log_variance[crop].astype(precise))
+        return Posterior(mean[crop].astype(precise), log_variance[crop].astype(precise))
 
     def _stage(
         self, features: Array, width: int, name: str, stride: int = 1, skip: Array | None = None

@@ -1,4 +1,4 @@
-"""Random affine maps and intensities for training pairs; pure, one pair, on the device."""
+"""Random affine and smooth maps for training pairs; pure, one pair, on the device."""
 
 from __future__ import annotations
 
@@ -17,17 +17,14 @@ class Augmentation(NamedTuple):
 
     rotation_deg: about each axis. scale: of the log of each axis' scaling. translation_mm: along
     each axis. elastic_mm: of a smooth displacement, at nodes NODE_MM apart, along each axis.
-    gamma: of the log of an exponent on the intensities. noise: added, then clipped.
-    shared: both images of a pair get one geometric change: another anatomy, seen twice, and no
-    misalignment beside that of the two subjects. (Intensities always change one by one.)
+    shared: both images of a pair get one change: another anatomy, seen twice, and no misalignment
+    in addition to that of the two subjects.
     """
 
     rotation_deg: float = 0.0
     scale: float = 0.0
     translation_mm: float = 0.0
     elastic_mm: float = 0.0
-    gamma: float = 0.0
-    noise: float = 0.0
     shared: bool = False
     spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)
 
@@ -38,7 +35,7 @@ INVERSIONS = 8  # iterations; each shrinks the error by that slope: below 1e-6 o
 
 def is_off(options: Augmentation) -> bool:
     """True where nothing would change."""
-    return not any(options[:6])
+    return not any(options[:4])
 
 
 def random_affine(key: Array, options: Augmentation) -> tuple[Array, Array]:
@@ -64,10 +61,8 @@ def random_nodes(key: Array, shape: tuple[int, ...], options: Augmentation) -> A
     )
 
 
-def augment_image(
-    key: Array, intensity_key: Array, image: Array, points: Array, options: Augmentation
-) -> tuple[Array, Array]:
-    """`image` `[X, Y, Z]` in [0, 1] and its `points` `[K, 3]` voxels, moved and re-toned together.
+def augment_image(key: Array, image: Array, points: Array, options: Augmentation) -> tuple[Array, Array]:
+    """`image` `[X, Y, Z]` and its `points` `[K, 3]` voxels, moved together.
 
     New image(x) = image(A (x - c) + c + t + w(x)); a point p of the old image lies in the new one
     at the q with A (q - c) + c + t + w(q) = p, by fixed-point iteration.
@@ -89,20 +84,14 @@ def augment_image(
         grid = fields.identity_grid(image.shape)
         image = fields.sample(image, (grid - centre) @ matrix.T + centre + shift + elastic(grid))
         points = jax.lax.fori_loop(0, INVERSIONS if options.elastic_mm else 1, back, points)
-    gamma_key, noise_key = jax.random.split(intensity_key)
-    if options.gamma:
-        exponent = jnp.exp(options.gamma * jax.random.normal(gamma_key, (), jnp.float32))
-        image = jnp.clip(image, 1e-6, 1) ** exponent  # Not 0: its slope is infinite there.
-    if options.noise:
-        image = jnp.clip(image + options.noise * jax.random.normal(noise_key, image.shape, image.dtype), 0, 1)
     return image, points
 
 
 def augment_pair(key: Array, pair: Batch, options: Augmentation) -> Batch:
     """Both images of a pair (one example of a `Batch`) changed at random, see `Augmentation`."""
-    fixed_key, moving_key, fixed_tone, moving_tone = jax.random.split(key, 4)
+    fixed_key, moving_key = jax.random.split(key)
     if options.shared:
         moving_key = fixed_key
-    fixed, fixed_points = augment_image(fixed_key, fixed_tone, pair.fixed, pair.fixed_points, options)
-    moving, moving_points = augment_image(moving_key, moving_tone, pair.moving, pair.moving_points, options)
+    fixed, fixed_points = augment_image(fixed_key, pair.fixed, pair.fixed_points, options)
+    moving, moving_points = augment_image(moving_key, pair.moving, pair.moving_points, options)
     return Batch(fixed, moving, fixed_points, moving_points, pair.point_mask)

@@ -15,14 +15,10 @@ from lmreg_jax.training.augmentation import Augmentation, augment_pair, is_off
 from lmreg_jax.types import Batch
 
 
-def make_augmentation(
-    config: ml_collections.ConfigDict, coarser: int = 1
-) -> Callable[[Array, Batch], Batch] | None:
+def make_augmentation(config: ml_collections.ConfigDict) -> Callable[[Array, Batch], Batch] | None:
     """The random change of a pair that `config.augment` asks for; None where all of it is 0."""
-    x, y, z = spacing_mm(config)
-    spacing = (x * coarser, y * coarser, z * coarser)
     values = checked_names("augment", config.augment.to_dict(), Augmentation._fields)
-    options = Augmentation(**values, spacing_mm=spacing)
+    options = Augmentation(**values, spacing_mm=spacing_mm(config))
     return None if is_off(options) else partial(augment_pair, options=options)
 
 
@@ -35,7 +31,7 @@ def make_optimiser(config: ml_collections.ConfigDict) -> optax.GradientTransform
     else:
         rate = train.learning_rate
     clip = [optax.clip_by_global_norm(train.clip_norm)] if train.clip_norm else []
-    return optax.chain(*clip, optax.adam(rate, b2=train.adam_b2))
+    return optax.chain(*clip, optax.adam(rate))
 
 
 def _schedule(peak: float, warmup: int, steps: int | None) -> optax.Schedule:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import Array, lax
 
@@ -136,6 +137,16 @@ def parallel_train_step(
         return mapped(state, shard(batch, count), key)
 
     return sharded
+
+
+def any_process() -> Callable[[bool], Array]:
+    """Whether a flag is set in any process (all must ask): a scalar that the devices hold.
+
+    It stands in the devices' queue like a step, so that whoever looks at it waits for what was
+    launched before, and for nothing after.
+    """
+    largest = jax.pmap(lambda flag: lax.pmax(flag, DEVICES), axis_name=DEVICES, out_axes=None)
+    return lambda flag: largest(np.full(jax.local_device_count(), flag, np.int32))
 
 
 def shard(batch: Batch, count: int) -> Batch:

@@ -47,14 +47,14 @@ def settings(root: Path, cache: Path, variant: str) -> ConfigDict:
     from experiments import lung
 
     config = lung.get_config()
-    config.seed = 3
+    config.data.seed = config.train.seed = 3
     config.data.root, config.data.cache = str(root), str(cache)
     config.data.shape, config.data.spacing_mm = (14, 10, 16), 22.0
     config.data.window, config.data.window_kind = (-1000.0, 400.0), "hu"
     config.data.alignment, config.data.lungs = "moments", "file"
     config.model.encoder, config.model.decoder, config.model.final = (4, 6), (6, 5), (4,)
     config.model.field_stride, config.model.normalisation = 2, "instance"
-    config.model.head_scale, config.model.dtype = 1.0, "float32"
+    config.model.dtype = "float32"
     config.model.inputs, config.model.passes = "images", 1
     for name, value in {
         "reading": "voxelmorph",
@@ -72,12 +72,9 @@ def settings(root: Path, cache: Path, variant: str) -> ConfigDict:
         "pairs_per_batch": 4,
         "both_orders": True,
         "learning_rate": 2e-3,
-        "adam_b2": 0.999,
         "schedule": "cosine",
         "warmup_steps": 2,
         "clip_norm": 0.0,
-        "coarse_factor": 2,
-        "coarse_steps": 2,
         "validate_every": 4,
         "checkpoint_every": 8,
         "log_every": 1,
