@@ -205,7 +205,7 @@ def test_every_extra_that_is_named_exists() -> None:
         for group in re.findall(r"(?:lmreg_jax|-e \"?\.)\[([a-z, ]+)\]", text)
         for extra in group.replace(" ", "").split(",")
     }
-    assert {"elastix", "itk", "evaluate"} <= named <= extras
+    assert {"elastix", "itk"} <= named <= extras
     page = TEXT["docs/development/dependencies.md"]
     before, _, table = page.partition("| extra | what for")
     assert set(re.findall(r"^\| `([a-z]+)` \|", table, flags=re.MULTILINE)) == extras

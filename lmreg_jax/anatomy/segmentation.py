@@ -14,13 +14,13 @@ from scipy import ndimage
 
 from lmreg_jax.anatomy.lungs import LEFT, RIGHT
 from lmreg_jax.errors import InputError
+from lmreg_jax.imaging.intensity import AIR_HU
 from lmreg_jax.imaging.resampling import resample
 from lmreg_jax.imaging.volume import Volume, apply_affine, spacing
 
 Array = NDArray[Any]
 
 WORKING_MM = 2.0  # finer scans are segmented at this spacing: a tenth of the time, the same lungs
-AIR_HU = -400.0  # between lung (about -850) and tissue (about 40), where half a voxel is either
 OPEN_AIR_HU = -940.0  # darker is outside air, or gas in stomach and bowel
 OPENING_MM = 3.0  # thinner tissue (clothes, blankets, the table's shell) is no body
 IN_SLICE = ndimage.generate_binary_structure(3, 1) & np.array([False, True, False])

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lmreg_jax.anatomy.segmentation import AIR_HU
+from lmreg_jax.imaging.intensity import AIR_HU
 from lmreg_jax.imaging.volume import Volume
 
 Array = NDArray[Any]

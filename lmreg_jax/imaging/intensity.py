@@ -59,4 +59,5 @@ def looks_like_ct(volume: Volume) -> bool:
     return bool(sample.min() < -700 and air > 0.03 and tissue > 0.03)
 
 
+AIR_HU = -400.0  # between lung (about -850) and tissue (about 40), where half a voxel is either
 WINDOW = (-1000.0, 400.0)  # HU, where no model sets it

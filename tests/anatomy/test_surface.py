@@ -7,8 +7,8 @@ import pytest
 
 from lmreg_jax.affine.moments import mask_moments
 from lmreg_jax.anatomy import segmentation
-from lmreg_jax.anatomy.segmentation import AIR_HU
 from lmreg_jax.anatomy.surface import surface_excess
+from lmreg_jax.imaging.intensity import AIR_HU
 from lmreg_jax.imaging.volume import Volume
 from tests.spaces import rotation
 

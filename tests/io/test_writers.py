@@ -24,6 +24,7 @@ OTHERWISE = {
     "lmreg_jax/errors.py": "the null device",
     "io/outputs.py": "tries out a place, then removes what it wrote",
     "cohort/preprocess.py": "into a folder under another name, renamed when whole",
+    "cli/landmarks.py": "into a folder that `new_folder` puts in place",
     "phantom_figure.py": "draws a figure for the documentation",
     "io/transforms.py": "into the file object that `replacing` named",
 }
