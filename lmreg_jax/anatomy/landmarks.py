@@ -52,7 +52,15 @@ class Landmarks(NamedTuple):
 
     def accepted(self, least: float = ACCEPTED) -> dict[str, Array]:
         """{name: [3] RAS mm} of the points of at least this confidence."""
-        return {p.name: p.point for p in self.points if p.point is not None and p.confidence >= least}
+        return {name: point for name, (point, _) in self.weighted(least).items()}
+
+    def weighted(self, least: float = ACCEPTED) -> dict[str, tuple[Array, float]]:
+        """{name: (point [3] RAS mm, confidence)} of the same."""
+        return {
+            p.name: (p.point, p.confidence)
+            for p in self.points
+            if p.point is not None and p.confidence >= least
+        }
 
 
 def find_landmarks(volume: Volume, lungs: Volume | None = None) -> Landmarks:

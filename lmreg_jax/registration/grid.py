@@ -19,6 +19,7 @@ from lmreg_jax.anatomy.lungs import cut_off
 from lmreg_jax.imaging import intensity
 from lmreg_jax.imaging.resampling import downsample, inside
 from lmreg_jax.imaging.volume import Volume, bounding_box_mm, centred_grid, lung_centred_grid
+from lmreg_jax.registration.guidance import NO_POINTS, NONE, Guidance, Points, on_grid
 
 Array = NDArray[Any]
 
@@ -40,12 +41,13 @@ class Frame(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """Images `[X, Y, Z]` in [0, 1] on one grid, and where each scan has data (bool `[X, Y, Z]`)."""
+    """Images `[X, Y, Z]` in [0, 1] on one grid, where each scan has data (bool `[X, Y, Z]`), and points."""
 
     fixed: jax.Array
     moving: jax.Array
     fixed_inside: jax.Array
     moving_inside: jax.Array
+    points: Points = NO_POINTS
 
 
 def model_frame(
@@ -106,8 +108,8 @@ def coarser(frame: Frame) -> Frame:
     return Frame((x, y, z), frame.affine @ np.diag([2.0, 2.0, 2.0, 1.0]))
 
 
-def on_frame(fixed: Volume, moving: Volume, pull: Array, frame: Frame) -> Pair:
-    """Both windowed scans on one grid, each shown where the other has no data.
+def on_frame(fixed: Volume, moving: Volume, pull: Array, frame: Frame, guidance: Guidance = NONE) -> Pair:
+    """Both windowed scans on one grid, each shown where the other has no data; the points that guide.
 
     Comparing a scan's end with the other's lung would pull the lung onto it; see
     `intensity.fill_missing`.
@@ -118,4 +120,5 @@ def on_frame(fixed: Volume, moving: Volume, pull: Array, frame: Frame) -> Pair:
         known.append(inside(volume, frame.shape, frame.affine, pull=matrix))
     images = list(intensity.fill_missing(images[0], images[1], known[0], known[1]))
     f, m = (jnp.asarray(image, jnp.float32) for image in images)
-    return Pair(f, m, jnp.asarray(known[0]), jnp.asarray(known[1]))
+    points = on_grid(guidance, pull, frame.affine)
+    return Pair(f, m, jnp.asarray(known[0]), jnp.asarray(known[1]), points)

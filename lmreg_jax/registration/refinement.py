@@ -1,10 +1,11 @@
 """Instance optimisation: one pair's own velocity field, on the objective that the network learned by.
 
-    minimise over v   image_scale * D(f, m o exp(v)) + prior(v - c),   started from the network's mean.
+    minimise over v   image_scale * D(f, m o exp(v)) + prior(v - c) + landmarks(exp(v)),
 
-The terms are those of `objective` and `prior`; no landmarks take part. c, the prior's mean, is 0 as in
-training, or the network's mean: then only the change has to be smooth, and what the network knows
-from landmarks stays. Grids and units as in `fields`.
+started from the network's mean. The terms are those of `objective` and `prior`. c, the prior's mean, is
+0 as in training, or the network's mean: then only the change has to be smooth, and what the network
+knows from landmarks stays. Landmarks, where the pair has some, enter as in eq. 4, but robustly. Grids and
+units as in `fields`.
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ import numpy as np
 import optax
 from jax import Array, lax
 
-from lmreg_jax.core import fields, prior
+from lmreg_jax.core import fields, landmarks, prior
 from lmreg_jax.core.objective import Objective, displacement_of, field_stride, image_scale
 from lmreg_jax.core.similarity import IMAGE_TERMS
 from lmreg_jax.registration.grid import Frame, Pair, coarser
+from lmreg_jax.registration.guidance import Points
 from lmreg_jax.registration.velocity import Field, no_motion, resampled
 
 Progress = Callable[[Iterable[int]], Iterable[int]]
@@ -32,6 +34,7 @@ SMOOTHINGS = 3  # binomial filters over what Adam changes: single nodes must not
 FILTER = (0.25, 0.5, 0.25)
 LEAST_JACOBIAN = 0.02  # below it counts as folding: between voxels a field is a little worse than on them
 ADAM = optax.scale_by_adam()
+ROBUST_MM = 10.0  # landmark distances beyond this count linearly: one wrong pair cannot tear the field
 
 
 class Outcome(NamedTuple):
@@ -67,8 +70,20 @@ def _prior(objective: Objective, velocity: Array) -> Array:
     return kl(velocity, flat) - kl(flat, flat)
 
 
-def _with_total(image: Array, prior: Array) -> dict[str, Array]:
-    return {"image": image, "prior": prior, "total": image + prior}
+def _landmark(objective: Objective, displacement: Array, points: Points) -> Array:
+    """weight / (2 sigma^2) times the weighted mean of 2 d^2 (sqrt(1 + r^2 / d^2) - 1), r the distance in mm.
+
+    [Hu eq. 4] with a pseudo-Huber distance, d = ROBUST_MM [Charbonnier 1997]; 0 without landmarks.
+    """
+    moved = landmarks.move_points(displacement, points.fixed)
+    squared = jnp.sum(((moved - points.moving) * points.spacing_mm) ** 2, axis=-1)
+    robust = 2 * ROBUST_MM**2 * (jnp.sqrt(1 + squared / ROBUST_MM**2) - 1)
+    mean = jnp.sum(points.weights * robust) / jnp.maximum(jnp.sum(points.weights), 1e-6)
+    return objective.landmark_weight / (2 * objective.landmark_sigma**2) * mean
+
+
+def _with_total(image: Array, prior: Array, landmark: Array) -> dict[str, Array]:
+    return {"image": image, "prior": prior, "landmark": landmark, "total": image + prior + landmark}
 
 
 def smooth(field: Array, times: int = SMOOTHINGS) -> Array:
@@ -177,9 +192,11 @@ def _step(
     stride = field_stride(pair.fixed.shape, start.shape[:3])
     u, pull_back = _displacement(pair.fixed.shape, stride, objective.integration_steps, start, change)
     image, by_displacement = _image_slope(objective, stride, u, pair)
+    landmark, by_points = _landmark_slope(objective, u, pair.points)
     smoothness, by_change = _prior_slope(objective, start - centre, change)
-    change, state = _adam(change, state, _pulled(pull_back, by_displacement), by_change, rate)
-    return change, state, _with_total(image, smoothness), _smallest_jacobian(u)
+    slope = _pulled(pull_back, by_displacement + by_points)
+    change, state = _adam(change, state, slope, by_change, rate)
+    return change, state, _with_total(image, smoothness, landmark), _smallest_jacobian(u)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
@@ -191,6 +208,7 @@ def _displacement(
 
 
 _image_slope = jax.jit(jax.value_and_grad(_image, argnums=2), static_argnums=(0, 1))
+_landmark_slope = jax.jit(jax.value_and_grad(_landmark, argnums=1), static_argnums=0)
 _pulled = jax.jit(lambda pull_back, slope: pull_back(slope)[0])
 _smallest_jacobian = jax.jit(lambda displacement: fields.jacobian_determinant(displacement).min())
 

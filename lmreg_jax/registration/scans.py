@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lmreg_jax.affine import reference
+from lmreg_jax.affine.landmarks import with_landmarks
 from lmreg_jax.affine.pairwise import Affine, align_pair
 from lmreg_jax.affine.reference import ReferenceLungs
 from lmreg_jax.anatomy.chest import Side, check_pair
@@ -29,6 +30,7 @@ from lmreg_jax.imaging.volume import Volume
 from lmreg_jax.model import config as configuration
 from lmreg_jax.model.registrar import Registrar
 from lmreg_jax.registration import grid, refinement, velocity
+from lmreg_jax.registration.guidance import NONE, Guidance, Weighted, paired
 
 Array = NDArray[Any]
 
@@ -42,6 +44,8 @@ FREE_OBJECTIVE = Objective(
     reading="voxelmorph", precision=REFINE_PRECISION, image="ssd", image_sigma=0.05
 )  # eq. 7 without a model
 CORRELATION, CORRELATION_SIGMA = "lncc5", 0.1  # an image term that contrast medium does not mislead
+LANDMARK_WEIGHT, LANDMARK_SIGMA_MM = 5.0, 4.0  # of the refinement; an automatic point repeats to 1 to 4 mm
+ANCHORS = 400  # points of the lungs that hold an affine map in its place while points move it
 RefineObjective = Literal["smooth", "correlation", "trained"]
 
 
@@ -70,6 +74,7 @@ class Registered(NamedTuple):
     method: str
     notes: tuple[str, ...]
     settings: dict[str, Any] = {}  # noqa: RUF012, never changed
+    guidance: Guidance = NONE
 
 
 def load_model(workdir: str | os.PathLike[str]) -> Model:
@@ -90,6 +95,8 @@ def register_sides(
     refine_around: Literal["zero", "network"] = "zero",
     refine_objective: RefineObjective = "smooth",
     affine: str = "auto",
+    guide: tuple[Weighted, Weighted] | None = None,
+    left_out: tuple[str, ...] = (),
     say: Callable[[str], None] = lambda _: None,
     progress: refinement.Progress = iter,
 ) -> Registered:
@@ -100,6 +107,8 @@ def register_sides(
     refine_objective: eq. 7 for it: the model's own ("trained"), with a lambda and an image's sigma of at
     least REFINE_PRECISION and FREE_OBJECTIVE's ("smooth"), or with such a lambda and CORRELATION as the
     image term, sigma CORRELATION_SIGMA ("correlation").
+    guide: named points of the fixed and of the moving scan, RAS mm, with confidences, which affine step
+    and refinement bring together; left_out: beginnings of names that are not used, to judge by.
     say: told what is being done; progress: wraps the counts of refinement steps. Raises InputError on
     identical images, and on a refinement by a model that is not there.
     """
@@ -120,9 +129,16 @@ def register_sides(
     scans = fixed.scan.volume, moving.scan.volume
     found = align_pair(images[0], images[1], fixed.lungs, moving.lungs, affine, scans)
     notes = [*found.notes, *_missing(fixed, moving)]
+    guidance = NONE
+    if guide is not None:
+        anchors = lung_points(fixed.lungs, ANCHORS)
+        guidance = paired(*guide, found.pull, anchors).without(left_out)
+        pull = with_landmarks(found.pull, anchors, guidance.fixed, guidance.moving, guidance.weights)
+        found = found._replace(pull=pull)
+        notes += [f"point {name} is not used: {reason}" for name, reason in guidance.dropped.items()]
 
     def on_frame(frame: grid.Frame) -> grid.Pair:
-        return grid.on_frame(images[0], images[1], found.pull, frame)
+        return grid.on_frame(images[0], images[1], found.pull, frame, guidance)
 
     if model is None:
         frame = grid.free_frame(fixed.lungs, moving.lungs, found.pull)
@@ -144,6 +160,7 @@ def register_sides(
             )
         if refine:
             method += ", refinement" + (" around it" if refine_around == "network" else "")
+    objective = objective._replace(landmark_weight=LANDMARK_WEIGHT, landmark_sigma=LANDMARK_SIGMA_MM)
     if refine_objective == "correlation":
         objective = objective._replace(image=CORRELATION, image_sigma=CORRELATION_SIGMA)
     outcome, network = None, None
@@ -168,7 +185,9 @@ def register_sides(
         "lambda": objective.precision,
         "image_sigma": objective.image_sigma,
     }
-    return Registered(forward, inverse, found, network, sd, outcome, frame, method, tuple(notes), settings)
+    return Registered(
+        forward, inverse, found, network, sd, outcome, frame, method, tuple(notes), settings, guidance
+    )
 
 
 def _windowed(volume: Volume, model: Model | None) -> Volume:
