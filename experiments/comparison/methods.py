@@ -144,7 +144,7 @@ def refined(name: str, register: Registrar, settings: RefinementSettings, folder
 
     def both(pair: Pair) -> Registration:
         start = register(pair.fixed, pair.moving).velocity_mean
-        pair = Pair(*map(jnp.asarray, pair))
+        pair = jax.tree.map(jnp.asarray, pair)
         outcome = refinement.refine(
             pair,
             start,
