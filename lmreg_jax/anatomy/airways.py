@@ -21,6 +21,7 @@ Array = NDArray[Any]
 
 THRESHOLDS_HU = (-850.0, -750.0, -650.0, -550.0, -450.0)
 LAYER_MM = 2.0  # thickness of a front
+CENTRELINE_MM = 3.0  # radius of what belongs to the centreline
 BRANCH_MM, BRANCH_MM3 = 4.0, 40.0  # shorter and smaller side branches are bumps of the wall
 LEAK_RATIO, LEAK_MM = 2.2, 9.0  # a front this much wider than the eight above it is a leak
 AHEAD_MM = 14.0  # over which a branch's direction is taken
@@ -71,6 +72,17 @@ class Tree(NamedTuple):
             gone += LAYER_MM
         way = self.centre[here] - start
         return np.asarray(way / max(float(np.linalg.norm(way)), 1e-6))
+
+    def centreline(self, least_mm: float = CENTRELINE_MM) -> Array:
+        """Centres [N, 3], RAS mm, of the kept fronts whose lumen has at least this radius: the trachea and
+        the large bronchi, which scans of any slice thickness show."""
+        kept, queue = [], [self.root]
+        while queue:
+            front = queue.pop()
+            queue += self.children[front]
+            if self.area[front] >= np.pi * least_mm**2:
+                kept.append(front)
+        return self.centre[kept]
 
     def radius(self, front: int) -> float:
         """mm, median of the branch's first fronts but the very first."""

@@ -50,6 +50,10 @@ class Landmarks(NamedTuple):
     notes: tuple[str, ...] = ()
     airways: Tree | None = None
 
+    def centreline(self) -> Array:
+        """Centres [N, 3] of trachea and large bronchi, RAS mm; none where no airways were found."""
+        return np.zeros((0, 3)) if self.airways is None else self.airways.centreline()
+
     def accepted(self, least: float = ACCEPTED) -> dict[str, Array]:
         """{name: [3] RAS mm} of the points of at least this confidence."""
         return {name: point for name, (point, _) in self.weighted(least).items()}

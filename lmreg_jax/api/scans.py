@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from numpy.typing import NDArray
 
@@ -32,6 +32,7 @@ from lmreg_jax.io.scan import Scan
 from lmreg_jax.model.weights import DEFAULT
 from lmreg_jax.registration import measures, refinement
 from lmreg_jax.registration.scans import Model, Registered, load_model, register_sides
+from lmreg_jax.registration.verdict import Verdict, judged
 from lmreg_jax.report import output, overview
 
 Points = Mapping[str, NDArray[Any]]
@@ -50,13 +51,15 @@ class Result:
     registered: Registered = field(repr=False)
     model: Model | None = field(repr=False)
     landmarks: tuple[Points, Points] | None = field(repr=False)
+    airways: tuple[NDArray[Any], NDArray[Any]] | None = field(repr=False)
     seconds: Mapping[str, float] = field(repr=False)
     like: Any = field(repr=False)  # the moving image as it was given: `warped` is of its kind
 
     def __repr__(self) -> str:
         dice = self.metrics["dice"]["both"]["after"]
         folding = self.metrics["regularity"]["folding_percent"]
-        return f"Result({self.registered.method}; lung Dice {dice:.3f}, folding {folding:.2g} %)"
+        method, verdict = self.registered.method, self.verdict.value
+        return f"Result({verdict}: {method}; lung Dice {dice:.3f}, folding {folding:.2g} %)"
 
     @property
     def inverse(self) -> Transform:
@@ -81,6 +84,11 @@ class Result:
         """Overlap, regularity, motion and (with landmarks) TRE; see `registration.measures`."""
         return measures.summary(self.registered, self.fixed, self.moving, self.landmarks)
 
+    @cached_property
+    def verdict(self) -> Verdict:
+        """`good`, `check` or `poor`, with reasons in plain words and the figures behind them."""
+        return judged(self.metrics, self.registered, self.fixed, self.moving, self.airways)
+
     def save(self, folder: str | os.PathLike[str], *, force: bool = False) -> Path:
         """Writes what `lmreg register` writes. Raises InputError where `folder` exists, unless force."""
         with new_folder(folder, force=force, known=tuple(output.FILES)) as temporary:
@@ -92,6 +100,7 @@ class Result:
                 command=shlex.join(sys.argv),
                 model=self.model,
                 landmarks=self.landmarks,
+                airways=self.airways,
                 seconds=self.seconds,
             )
         return resolved(folder)
@@ -132,6 +141,7 @@ def register_scans(
     moving_landmarks: Any = None,
     model: str | os.PathLike[str] | Model | None = DEFAULT,
     refine: int = 60,
+    guidance: Literal["auto", "none", "given"] = "auto",
     affine: str = "auto",
     say: Callable[[str], None] = lambda _: None,
     progress: refinement.Progress = iter,
@@ -142,6 +152,8 @@ def register_scans(
     fixed, moving: paths (.nii .nii.gz .mha .nrrd, DICOM folder), nibabel or SimpleITK images, HU.
     *_mask: lungs on the scan's grid (1 left, 2 right, or all 1); segmented where None.
     *_landmarks: a points file or {name: [3] RAS mm}, for the metrics.
+    guidance: points that affine step and refinement bring together: found in both scans ("auto"), the
+    landmarks ("given"), or "none".
     model: a training's or model's folder; None: no network. refine: steps of refinement on this pair.
     settings: further keywords of `registration.scans.register_sides`.
     say: told what is being done; progress: wraps the counts of refinement steps.
@@ -157,14 +169,35 @@ def register_scans(
     seconds["reading"] = time.perf_counter() - start
     points = _landmarks((fixed_landmarks, moving_landmarks), (sides[0].scan, sides[1].scan))
     loaded = model if model is None or isinstance(model, Model) else load_model(model)
+    airways, guide = None, None
+    if guidance == "given":
+        if points is None:
+            raise InputError('guidance "given": give the landmarks of both scans')
+        guide = tuple({name: (p, 1.0) for name, p in side.items()} for side in points)
+    elif guidance == "auto":
+        say("airway landmarks")
+        found = [landmarks.find_landmarks(side.scan.volume, side.lungs) for side in sides]
+        airways = found[0].centreline(), found[1].centreline()
+        guide = found[0].weighted(), found[1].weighted()
+    elif guidance != "none":
+        raise InputError(f'guidance {guidance!r}: expected "auto", "none" or "given"')
+    seconds["landmarks"] = time.perf_counter() - start - seconds["reading"]
     start = time.perf_counter()
     registered = register_sides(
-        sides[0], sides[1], loaded, refine=refine, affine=affine, say=say, progress=progress, **settings
+        sides[0],
+        sides[1],
+        loaded,
+        refine=refine,
+        affine=affine,
+        guide=guide,  # type: ignore[arg-type]
+        say=say,
+        progress=progress,
+        **settings,
     )
     seconds["registering"] = time.perf_counter() - start
     transform = Transform(registered.forward, sides[0].scan, registered.inverse, sides[1].scan)
     like = None if isinstance(moving, str | os.PathLike) else moving
-    return Result(transform, sides[0], sides[1], registered, loaded, points, seconds, like)
+    return Result(transform, sides[0], sides[1], registered, loaded, points, airways, seconds, like)
 
 
 def _landmarks(sources: tuple[Any, Any], scans: tuple[Scan, Scan]) -> tuple[Points, Points] | None:

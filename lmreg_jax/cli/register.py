@@ -14,24 +14,25 @@ from lmreg_jax.cli.console import Clock
 from lmreg_jax.errors import InputError
 
 if TYPE_CHECKING:
-    from lmreg_jax.anatomy.chest import Side
     from lmreg_jax.registration.scans import Model
 
 VARIABLE = "LMREG_MODEL"  # the model to use where the command names none
 EXAMPLE = """example:
-  lmreg register inhale.nii.gz exhale.nii.gz --output aligned --model runs/lung --refine 60
+  lmreg register inhale.nii.gz exhale.nii.gz --output aligned
 
 FIXED and MOVING: chest CT in HU; .nii, .nii.gz, .mha, .nrrd, or the folder of a DICOM series.
-The moving scan is brought onto the fixed one, on the fixed scan's own grid. Written to --output:
+The moving scan is brought onto the fixed one, on the fixed scan's own grid: affinely, by the network, by
+airway landmarks that are found in both scans (--guidance), and by a refinement on this pair (--refine).
+Each step can be left out: --model none, --guidance none, --refine 0. Written to --output:
   warped.nii.gz                      the moving scan, aligned (HU)
   transform.h5                       for resampling moving onto fixed (ITK, ANTs, 3D Slicer; LPS mm)
   displacement.nii.gz                the same as a dense field on the fixed grid
   inverse_transform.h5, inverse_displacement.nii.gz   for resampling fixed onto moving
   jacobian.nii.gz, uncertainty.nii.gz, report.png, report.html, report.json
 
-Without --model (or LMREG_MODEL) the weights that come with the package are used: they have seen
-synthetic lungs only, so let --refine do its part. With --model none there is no network: the scans
-are aligned affinely, and --refine deforms them from there."""
+The verdict (good, check, poor) says whether the result can be used as it is, and why not.
+Without --model (or LMREG_MODEL) the weights that come with the package are used, which have seen synthetic
+lungs only."""
 
 
 def add(subparsers: Any) -> None:
@@ -50,7 +51,7 @@ def add(subparsers: Any) -> None:
         "--model", metavar="DIR", help="a training or model; 'none': no network (default: the shipped one)"
     )
     parser.add_argument(
-        "--refine", type=int, default=0, metavar="N", help="steps of optimisation on this pair (60 is plenty)"
+        "--refine", type=int, default=60, metavar="N", help="steps of optimisation on this pair (default 60)"
     )
     parser.add_argument(
         "--refine-around",
@@ -79,8 +80,17 @@ def add(subparsers: Any) -> None:
             f"--{role}-mask", metavar="M", help=f"lungs of the {role} scan, on its grid (else segmented)"
         )
         parser.add_argument(
-            f"--{role}-landmarks", metavar="CSV", help=f"points of the {role} scan, for the report only"
+            f"--{role}-landmarks",
+            metavar="CSV",
+            help=f"points of the {role} scan, for the report (and --guidance given)",
         )
+    parser.add_argument(
+        "--guidance",
+        choices=("auto", "none", "given"),
+        default="auto",
+        help="points that the scans are brought together by: airway landmarks found in both (auto), none, or"
+        " those of --fixed-landmarks and --moving-landmarks (given)",
+    )
     parser.add_argument("--force", action="store_true", help="replace the results of an earlier run")
     parser.add_argument("--quiet", action="store_true", help="no progress on the screen")
     parser.set_defaults(run=run)
@@ -97,7 +107,7 @@ def run(args: argparse.Namespace) -> None:
     clock = Clock(quiet=args.quiet)
 
     def say(doing: str) -> None:
-        if doing != "affine alignment":
+        if doing.startswith(("network", "refinement", "integration")):
             elastix.stop()  # it holds as much memory as all that follows
         clock.say(doing)
 
@@ -108,13 +118,17 @@ def run(args: argparse.Namespace) -> None:
             elastix.start()  # it loads while the scans are read
         model = _model(args.model)
         _check_refinement(args, model)
-        fixed, moving, landmarks = _read(args, clock)
-        from lmreg_jax.registration.scans import register_sides
+        from lmreg_jax.api.scans import register_scans
 
-        found = register_sides(
-            fixed,
-            moving,
-            model,
+        result = register_scans(
+            args.fixed,
+            args.moving,
+            fixed_mask=args.fixed_mask,
+            moving_mask=args.moving_mask,
+            fixed_landmarks=args.fixed_landmarks,
+            moving_landmarks=args.moving_landmarks,
+            model=model,
+            guidance=args.guidance,
             refine=args.refine,
             refine_around=args.refine_around,
             refine_objective=args.refine_objective,
@@ -124,18 +138,19 @@ def run(args: argparse.Namespace) -> None:
         )
         written = write_results(
             folder,
-            fixed,
-            moving,
-            found,
+            result.fixed,
+            result.moving,
+            result.registered,
             command=shlex.join(["lmreg", *sys.argv[1:]]),
             model=model,
-            landmarks=landmarks,
+            landmarks=result.landmarks,
+            airways=result.airways,
             seconds=clock.seconds,
             say=say,
         )
     output = resolved(args.output)
     say("report")
-    numbers = write_page(output, written, fixed, moving)
+    numbers = write_page(output, written, result.fixed, result.moving)
     _tell(output, numbers, clock)
 
 
@@ -147,6 +162,8 @@ def _check(args: argparse.Namespace) -> None:
         raise InputError("--fixed-landmarks and --moving-landmarks belong together: give both or none")
     if args.refine_objective == "correlation" and not args.refine:
         raise InputError("--refine-objective correlation: give --refine N, too")
+    if args.guidance == "given" and not args.fixed_landmarks:
+        raise InputError("--guidance given: give --fixed-landmarks and --moving-landmarks")
 
 
 def _check_refinement(args: argparse.Namespace, model: Model | None) -> None:
@@ -168,37 +185,10 @@ def _model(given: str | None) -> Model | None:
     return None if name == "none" else load_model(Path(name) if name else DEFAULT)
 
 
-def _read(args: argparse.Namespace, clock: Clock) -> tuple[Side, Side, Any]:
-    """Both scans with their lungs, and the landmarks of both or None."""
-    from lmreg_jax.anatomy.chest import read_side
-    from lmreg_jax.io.points import check_points, read_points
-
-    if (
-        os.path.exists(args.fixed)
-        and os.path.exists(args.moving)
-        and os.path.samefile(args.fixed, args.moving)
-    ):
-        raise InputError(f"{args.fixed} and {args.moving}: one and the same; give two different scans")
-    sides, points = [], []
-    for role in ("fixed", "moving"):
-        clock.say(f"{role} scan and its lungs")
-        side = read_side(getattr(args, role), getattr(args, f"{role}_mask"))
-        sides.append(side)
-        file = getattr(args, f"{role}_landmarks")
-        if file:
-            found = read_points(file, side.scan)
-            check_points(file, found, side.scan)
-            points.append(found)
-    if points and not set(points[0]) & set(points[1]):
-        raise InputError(
-            f"{args.fixed_landmarks} and {args.moving_landmarks}: share no landmark name; names must match"
-        )
-    return sides[0], sides[1], (points[0], points[1]) if points else None
-
-
 def _tell(output: Path, numbers: dict[str, Any], clock: Clock) -> None:
     for note in numbers["notes"]:
         print(f"note: {note}", file=sys.stderr)
+    print(f"verdict: {numbers['verdict']}" + "".join(f"; {reason}" for reason in numbers["reasons"]))
     dice = ", ".join(f"{name} {value:.3f}" for name, value in numbers["dice"]["both"].items() if value)
     print(f"lung Dice: {dice}; folding {numbers['regularity']['folding_percent']:.3g} %")
     if "refinement" in numbers:

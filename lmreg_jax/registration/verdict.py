@@ -14,7 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
+from lmreg_jax.anatomy.chest import Side
 from lmreg_jax.imaging.transforms import Transform, transform_points
+from lmreg_jax.io.points import in_frame
+from lmreg_jax.registration.scans import Registered, lung_points
 
 Array = NDArray[Any]
 
@@ -69,6 +72,31 @@ def verdict(figures: Mapping[str, float], doubts: tuple[str, ...] = ()) -> Verdi
     worst = max((grade for grade, _ in graded), default=0)
     ranked = sorted(graded, key=lambda item: -item[0])
     return Verdict(ORDER[worst], tuple(text for _, text in ranked), dict(figures))
+
+
+def judged(
+    summary: Mapping[str, Any],
+    found: Registered,
+    fixed: Side,
+    moving: Side,
+    airways: tuple[Array, Array] | None = None,
+) -> Verdict:
+    """The verdict on a registered pair. summary: of `measures.summary`; airways: both scans' centrelines
+    [N, 3], RAS mm, of which the fixed one is carried to the moving scan and the other way round."""
+    dice = {side: values["after"] for side, values in summary["dice"].items()}
+    there = transform_points(found.forward, lung_points(fixed.lungs))
+    figures = {
+        "lung_dice": dice["both"],
+        "side_dice": min(dice.get("left", dice["both"]), dice.get("right", dice["both"])),
+        "folding_percent": summary["regularity"]["folding_percent"],
+        "sd_log_jacobian": summary["regularity"]["sd_log_jacobian_lungs"],
+        "seen_percent": 100 * float(in_frame(there, moving.scan.volume).mean()),
+    }
+    if airways is not None:
+        figures["airway_mm"] = airway_distance(found.forward, found.inverse, *airways)
+    if "landmarks" in summary and not summary["landmarks"].get("guided"):
+        figures["landmark_mm"] = summary["landmarks"]["mean_mm"]["after"]
+    return verdict(figures)
 
 
 def airway_distance(forward: Transform, inverse: Transform, fixed: Array, moving: Array) -> float:

@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 from lmreg_jax._records import plain, versions
 from lmreg_jax.anatomy.chest import Side
 from lmreg_jax.errors import InputError
-from lmreg_jax.imaging.transforms import jacobian, warp_image
+from lmreg_jax.imaging.transforms import jacobian, transform_points, warp_image
 from lmreg_jax.imaging.volume import spacing
 from lmreg_jax.io.nifti import write_native
 from lmreg_jax.io.nifti_stream import rounded
 from lmreg_jax.io.tables import replacing
 from lmreg_jax.io.transforms import write_displacement, write_itk
-from lmreg_jax.registration import measures, velocity
+from lmreg_jax.registration import measures, velocity, verdict
 from lmreg_jax.registration.scans import Model, Registered
 from lmreg_jax.report import page
 from lmreg_jax.report.drawing import attempt, printable
@@ -64,13 +64,14 @@ def write_results(
     command: str,
     model: Model | None = None,
     landmarks: tuple[Points, Points] | None = None,
+    airways: tuple[Array, Array] | None = None,
     seconds: Mapping[str, float] | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Written:
     """Writes FILES into `folder`, but for the page to look at.
 
-    landmarks: (fixed, moving), RAS mm by name. Without SimpleITK the .h5 files are left out, and the
-    notes say so.
+    landmarks: (fixed, moving), RAS mm by name; airways: both centrelines [N, 3], for the verdict. Without
+    SimpleITK the .h5 files are left out, and the notes say so.
     """
     shape, affine = fixed.scan.volume.data.shape, fixed.scan.volume.affine
     notes = list(found.notes)
@@ -100,7 +101,12 @@ def write_results(
     say("report")
     picture, trouble = attempt(_pictured, fixed, moving, found)
     notes += trouble
+    judgement = verdict.judged(summary, found, fixed, moving, airways)
     numbers: dict[str, Any] = {
+        "verdict": judgement.value,
+        "reasons": judgement.reasons,
+        "judged_by": dict(judgement.figures),
+        "guidance": _guidance(found),
         "notes": notes,
         "command": command,
         "method": found.method,
@@ -187,7 +193,8 @@ def headline(numbers: Mapping[str, Any], fixed: Side, moving: Side) -> list[str]
     both, regular = numbers["dice"]["both"], numbers["regularity"]
     motion = numbers["motion"]
     lines = [
-        f"{Path(moving.scan.path).name} onto {Path(fixed.scan.path).name}: {numbers['method']}",
+        f"{Path(moving.scan.path).name} onto {Path(fixed.scan.path).name}: {numbers['method']};"
+        f" verdict: {numbers['verdict']}" + "".join(f"; {reason}" for reason in numbers["reasons"][:2]),
         "lung Dice "
         + ", ".join(f"{name} {value:.3f}" for name, value in both.items())
         + f"   folding {regular['folding_percent']:.3g} %   Jacobian {regular['smallest_jacobian']:.2f} to"
@@ -205,6 +212,19 @@ def headline(numbers: Mapping[str, Any], fixed: Side, moving: Side) -> list[str]
     if numbers["model"]["used"]:
         made_with.append(f"model {numbers['model']['sha256'][:12]}")
     return [*lines, textwrap.shorten(f"{', '.join(made_with)}: {numbers['command']}", LINE)]
+
+
+def _guidance(found: Registered) -> dict[str, Any]:
+    """The points that guided, how far apart they ended, and what was not used."""
+    guidance = found.guidance
+    apart = np.linalg.norm(transform_points(found.forward, guidance.fixed) - guidance.moving, axis=1)
+    return {
+        "points": {
+            name: {"weight": float(w), "apart_mm": float(mm)}
+            for name, w, mm in zip(guidance.names, guidance.weights, apart, strict=True)
+        },
+        "dropped": dict(guidance.dropped),
+    }
 
 
 def _refinement(found: Registered) -> dict[str, Any]:
