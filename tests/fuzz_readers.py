@@ -169,8 +169,8 @@ STATE = {"params": {"mean": {"kernel": np.arange(600, dtype=np.float32), "bias":
 def _checkpoint(folder: Path) -> list[Path]:
     from lmreg_jax.model import checkpoint
 
-    with checkpoint.store(folder / "run", checkpoint.BEST, 1) as store:
-        checkpoint.save(store, 7, STATE, {"tre_mm": 1.5})
+    store = checkpoint.store(folder / "run", checkpoint.BEST, 1)
+    checkpoint.save(store, 7, STATE, {"tre_mm": 1.5})
     return [folder / "run"]
 
 

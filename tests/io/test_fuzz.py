@@ -159,7 +159,8 @@ def test_pairs_are_as_written_or_refused_with_their_line(pairs: list[Any], tmp_p
 )
 def test_a_config_comes_back_as_it_was(seed: int, shape: Any, rate: float, root: str, tmp_path: Path) -> None:
     config = lung.get_config()
-    config.seed, config.data.shape, config.train.learning_rate, config.data.root = seed, shape, rate, root
+    config.train.seed, config.train.learning_rate = seed, rate
+    config.data.shape, config.data.root = shape, root
     (tmp_path / "config.json").write_text(configuration.to_json(config), encoding="utf-8")
     found = configuration.read(tmp_path / "config.json")
     assert configuration.differences(found, config) == []
