@@ -60,23 +60,27 @@ def compare(config: Any, steps: int, rounds: int) -> dict[str, float]:
     )
     # Of one pass, the quickest: the number that is drawn a step would differ between the two ways.
     state = replicate(initial_state(configuration.initial_params(config), optimiser))
-    key = jax.random.key(config.seed)
+    key = jax.random.key(config.train.seed)
 
     def make(number: int) -> Any:
         def draw(usable: Sequence[batches.Pair]) -> list[batches.Pair]:
             train = config.train
             return batches.pairs_of_step(
-                usable, train.pairs_per_batch, number, seed=config.seed, both_orders=train.both_orders
+                usable, train.pairs_per_batch, number, seed=train.seed, both_orders=train.both_orders
             )
 
-        return supply.batch(pairs, draw, 1)[1]
+        return supply.batch(pairs, draw)[1]
 
     def seconds_a_step(source: Iterable[Any]) -> float:
         nonlocal state
         start = time.perf_counter()
+        before = None
         for batch in source:
             state, terms = step(state, batch, key)
-            float(terms["skipped"])  # As the training does: nothing runs ahead of the device.
+            if before is not None:
+                float(before["skipped"])  # As the training does: one step behind the device.
+            before = terms
+        jax.block_until_ready(before)
         return (time.perf_counter() - start) / steps
 
     seconds: dict[str, list[float]] = {"resident": [], "loaded": [], "batch": []}

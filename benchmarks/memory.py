@@ -87,7 +87,7 @@ def measure(root: Path, cache: Path, edge: int, count: int, prepared: bool) -> d
             def draw(usable: object, step: int = step) -> list[batches.Pair]:
                 return batches.pairs_of_step(usable, 4, step, seed=0, both_orders=True)  # type: ignore[arg-type]
 
-            supply.batch(pairs, draw, 1)
+            supply.batch(pairs, draw)
         done("batches")
     return found
 

@@ -77,7 +77,7 @@ def settings(root: Path, folder: Path) -> ConfigDict:
 def saved_state(workdir: Path, name: str = checkpoint.LATEST) -> tuple[int, list[np.ndarray]]:
     """Step and all arrays of the newest checkpoint: parameters, the optimiser's, the count."""
     store = checkpoint.Store((workdir / name).absolute())
-    content = checkpoint._read(store, store.steps[-1])
+    content = checkpoint._read(store.folder / str(store.steps[-1]))
     return store.steps[-1], [np.asarray(a) for a in jax.tree.leaves(content)]
 
 

@@ -121,51 +121,74 @@ def restore(store: Store, like: Any) -> tuple[int, Any] | None:
     Damaged ones are named in a warning and moved to `WORKDIR/damaged`, the one before is used.
     Raises InputError where all are damaged, and where it is of another architecture.
     """
-    problems: dict[int, Damaged] = {}
-    for step in reversed(store.steps):
-        try:
-            content = _read(store, step)
-        except Damaged as error:
-            problems[step] = error
-            continue
-        _set_aside(store, problems, f"the checkpoint of step {step} is used")
-        return step, _fit(content["state"], like, f"{store.folder}/{step}")
-    if problems:
+    path, content, problems = _latest_whole(store)
+    if content is None and problems:
         raise Damaged(
             f"{next(iter(problems.values()))}; there is no whole checkpoint before it. Remove"
             f" {store.folder} to start again from step 0"
         )
-    return None
+    _set_aside(problems)
+    return None if content is None else (int(path.name), _fit(content["state"], like, path))
 
 
 def metrics(store: Store) -> dict[str, float]:
-    """The metrics of the latest checkpoint; empty without one. A damaged one is moved away."""
-    for step in reversed(store.steps):
+    """The metrics of the latest whole checkpoint; empty without one. Damaged ones are moved away."""
+    _, content, problems = _latest_whole(store)
+    _set_aside(problems)
+    return {} if content is None else {name: float(v) for name, v in content["metrics"].items()}
+
+
+def load_params(workdir: Path, like: Any) -> tuple[str, Any]:
+    """The parameters to use from a training's folder: the best checkpoint, else the latest.
+
+    like: parameters of the network in the folder's config. Returns the checkpoint's name
+    ("best/1200") and the parameters. A damaged one is named in a warning and passed over, nothing
+    is changed on disk. Raises InputError where there is no whole checkpoint or it does not fit.
+    """
+    path, content, problems = _latest_whole(*(Store((workdir / name).absolute()) for name in (BEST, LATEST)))
+    name = f"{path.parent.name}/{path.name}"
+    for problem in problems.values():
+        if content is None:
+            raise Damaged(f"{problem}; copy the folder again, there is no other checkpoint in it")
+        log.warning("%s; %s is used instead", problem, name)
+    if content is None:
+        raise InputError(
+            f"{workdir}: no checkpoint below {BEST}/ or {LATEST}/; train one with"
+            f" python -m experiments.train --workdir={workdir}"
+        )
+    return name, _fit(content["state"]["params"], like, path)
+
+
+def exists(workdir: Path) -> bool:
+    """Whether any checkpoint, latest or best, lies in a training's folder."""
+    return any(Store(workdir / name).steps for name in (LATEST, BEST))
+
+
+def _latest_whole(*stores: Store) -> tuple[Path, dict[str, Any] | None, dict[Path, Damaged]]:
+    """The latest checkpoint of the first store that has a whole one, and the damaged ones met before."""
+    problems: dict[Path, Damaged] = {}
+    for path in (store.folder / str(step) for store in stores for step in reversed(store.steps)):
         try:
-            return {name: float(value) for name, value in _read(store, step)["metrics"].items()}
+            return path, _read(path), problems
         except Damaged as error:
-            _set_aside(store, {step: error}, "a new one will be made")
-    return {}
+            problems[path] = error
+    return Path(), None, problems
 
 
-def _set_aside(store: Store, problems: dict[int, Damaged], instead: str) -> None:
+def _set_aside(problems: dict[Path, Damaged]) -> None:
     """Moves damaged checkpoints out of the store, so that their steps can be saved again."""
-    for step, problem in problems.items():
-        path = store.folder / str(step)
-        target = store.folder.parent / DAMAGED / f"{store.folder.name}-{step}-{secrets.token_hex(2)}"
+    for path, problem in problems.items():
+        target = path.parents[1] / DAMAGED / f"{path.parent.name}-{path.name}-{secrets.token_hex(2)}"
         try:
             target.parent.mkdir(exist_ok=True)
             os.rename(path, target)
         except OSError as error:
-            raise InputError(
-                f"{path}: damaged, and cannot be moved away ({error.strerror}); remove it"
-            ) from error
-        log.warning("%s; moved to %s, %s", problem, target, instead)
+            raise InputError(f"{path}: damaged, not movable ({error.strerror}); remove it") from error
+        log.warning("%s; moved to %s, the one before it is used", problem, target)
 
 
-def _read(store: Store, step: int) -> dict[str, Any]:
+def _read(path: Path) -> dict[str, Any]:
     """A checkpoint's "state", as nested dicts of arrays, and "metrics". Raises Damaged."""
-    path = store.folder / str(step)
     context = ocp.Context()  # Of this process alone: the others need not read along.
     context.multiprocessing.primary_host = jax.process_index()
     context.multiprocessing.active_processes = {jax.process_index()}
@@ -195,38 +218,6 @@ def digest(state: Any) -> np.ndarray:
     return np.frombuffer(total.digest(), np.uint8)
 
 
-def exists(workdir: Path) -> bool:
-    """Whether any checkpoint, latest or best, lies in a training's folder."""
-    return any(Store(workdir / name).steps for name in (LATEST, BEST))
-
-
-def load_params(workdir: Path, like: Any) -> tuple[str, Any]:
-    """The parameters to use from a training's folder: the best checkpoint, else the latest.
-
-    like: parameters of the network in the folder's config. Returns the checkpoint's name
-    ("best/1200") and the parameters. A damaged one is named in a warning and passed over, nothing
-    is changed on disk. Raises InputError where there is no whole checkpoint or it does not fit.
-    """
-    problems: list[Damaged] = []
-    for name in (BEST, LATEST):
-        stored = Store((workdir / name).absolute())
-        for step in reversed(stored.steps):
-            try:
-                params = _read(stored, step)["state"]["params"]
-            except Damaged as error:
-                problems.append(error)
-                continue
-            for problem in problems:
-                log.warning("%s; %s/%d is used instead", problem, name, step)
-            return f"{name}/{step}", _fit(params, like, f"{stored.folder}/{step}")
-    if problems:
-        raise Damaged(f"{problems[0]}; copy the folder again, there is no other checkpoint in it")
-    raise InputError(
-        f"{workdir}: no checkpoint below {BEST}/ or {LATEST}/; train one with"
-        f" python -m experiments.train --workdir={workdir}"
-    )
-
-
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Orbax logs each failing thread with its traceback; the error itself is enough."""
@@ -238,7 +229,7 @@ def _quiet() -> Iterator[None]:
         absl_logging.set_verbosity(before)
 
 
-def _fit(saved: Any, like: Any, where: str) -> Any:
+def _fit(saved: Any, like: Any, where: Path) -> Any:
     """`saved` (nested dicts, as orbax gives it back) in the structure of `like`, shapes checked."""
     arrays = {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(saved)}
     wanted = {_name(path): np.shape(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(like)}

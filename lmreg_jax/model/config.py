@@ -186,7 +186,7 @@ def read(file: Path) -> ml_collections.ConfigDict:
         raise InputError(
             f"{file.parent}: no {file.name} there; a folder that experiments.train wrote is needed"
         ) from None
-    except (ValueError, TypeError, RecursionError, OSError) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError, OSError) as error:
         raise InputError(
             f"{file}: not a readable configuration ({error}); restore it, or give another folder"
         ) from None

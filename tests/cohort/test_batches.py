@@ -64,28 +64,6 @@ def test_every_pair_has_its_turn() -> None:
     assert seen == set(PAIRS)
 
 
-@pytest.mark.parametrize("factor", [1, 2, 3])
-def test_a_coarse_ramp_is_the_ramp_at_the_coarse_positions(factor: int) -> None:
-    """f(x) = a . x survives block means; where a block is, `coarsen_points` says by itself."""
-    slopes = np.array([0.01, 0.002, -0.003])
-    grid = np.stack(np.meshgrid(*map(np.arange, (12, 6, 18)), indexing="ij"), -1)
-    coarse = batches.coarsen((grid @ slopes).astype(np.float32), factor)
-    assert coarse.shape == tuple(n // factor for n in (12, 6, 18)) and coarse.dtype == np.float32
-    points = np.array([[4.0, 2.0, 7.0], [9.5, 3.25, 11.0]])
-    x = batches.coarsen_points(points, factor)
-    # The ramp on the coarse grid: value at 0 plus factor times the slopes.
-    steps = factor * slopes
-    np.testing.assert_allclose(coarse[0, 0, 0] + x @ steps, points @ slopes, atol=1e-6)
-    np.testing.assert_allclose(coarse[1, 1, 1] - coarse[0, 0, 0], steps.sum(), atol=1e-6)
-
-
-def test_sizes_that_do_not_divide_repeat_the_edge() -> None:
-    image = np.arange(5, dtype=np.float32)[:, None, None] * np.ones((1, 3, 4), np.float32)
-    coarse = batches.coarsen(image, 2)
-    assert coarse.shape == (3, 2, 2)
-    np.testing.assert_array_equal(coarse[:, 0, 0], [0.5, 2.5, 4.0])
-
-
 def case(name: str, value: float, landmarks: Any) -> Any:
     image = np.full((4, 4, 4), value, np.float32)
     return SimpleNamespace(name=name, inside=None, image=image, landmarks=np.array(landmarks, np.float32))
@@ -97,21 +75,18 @@ def test_a_batch_stacks_the_pairs_in_order_and_masks_what_is_missing() -> None:
         case("a", 0.1, [[1, 1, 1], nan, [3, 1, 1]]),
         case("b", 0.2, [[2, 1, 1], [1, 2, 1], nan]),
     ]
-    batch = batches.Assembler(cases)([("a", "b"), ("b", "a")])
+    batch = batches.assemble([tuple(cases), tuple(reversed(cases))])
     np.testing.assert_allclose(batch.fixed[:, 0, 0, 0], [0.1, 0.2])
     np.testing.assert_allclose(batch.moving[:, 0, 0, 0], [0.2, 0.1])
     np.testing.assert_array_equal(batch.point_mask, [[True, False, False]] * 2)
     np.testing.assert_array_equal(batch.fixed_points[:, 0], [[1, 1, 1], [2, 1, 1]])
     np.testing.assert_array_equal(batch.moving_points[:, 0], [[2, 1, 1], [1, 1, 1]])
     assert np.isfinite(batch.fixed_points).all() and batch.fixed_points.dtype == np.float32
-    coarse = batches.Assembler(cases)([("a", "b")], 2)
-    assert coarse.fixed.shape == (1, 2, 2, 2)
-    np.testing.assert_array_equal(coarse.fixed_points[0, 0], [0.25, 0.25, 0.25])
 
 
 def test_cases_without_landmarks_make_an_empty_mask() -> None:
     cases = [case("a", 0.1, np.zeros((0, 3))), case("b", 0.2, np.zeros((0, 3)))]
-    batch = batches.Assembler(cases)([("a", "b")])
+    batch = batches.assemble([tuple(cases)])
     assert batch.fixed_points.shape == (1, 0, 3) and batch.point_mask.shape == (1, 0)
 
 

@@ -8,6 +8,7 @@ import multiprocessing
 import numpy as np
 import pytest
 
+from lmreg_jax.cohort import cache as cohort_cache
 from lmreg_jax.cohort import prepare
 from lmreg_jax.cohort.table import read_cases
 from tests.tiny_cohort import edit, read
@@ -114,3 +115,21 @@ def test_two_processes_may_start_at_once(root, tmp_path):
         assert worker.exitcode == 0
     assert len(list(cache.iterdir())) == 1  # one entry, no leftovers
     equal(read(root, cache=cache), read(root))
+
+
+def test_cases_stay_in_memory_up_to_the_limit_least_recently_used_first_out(root, tmp_path, monkeypatch):
+    cohort = read(root, cache=tmp_path / "cache")
+    read_files = []
+    original = cohort_cache._read_whole
+    monkeypatch.setattr(
+        cohort_cache, "_read_whole", lambda case, file: read_files.append(case) or original(case, file)
+    )
+    memory = cohort_cache.Memory(2 * cohort.cases[0].image.nbytes, ("image",))
+    for index in (0, 1, 0, 2, 0, 1, 2):  # room for two: 2 displaces 1, 1 displaces 2, 2 displaces 0
+        case = memory(cohort.cases[index])
+        np.testing.assert_array_equal(case.image, cohort.cases[index].image)
+        assert not isinstance(case.image, np.memmap)
+    assert read_files == ["c0", "c1", "c2", "c1", "c2"]
+    nothing = cohort_cache.Memory(0, ("image",))
+    assert [nothing(cohort.cases[3]).name for _ in range(2)] == ["c3", "c3"]
+    assert read_files[-2:] == ["c3", "c3"]

@@ -137,7 +137,7 @@ def test_ablations_are_resumed_and_a_failed_run_is_a_hole(
     trained: list[tuple[str, int, float]] = []
 
     def train(changed: ConfigDict, folder: Path, **_: Any) -> None:
-        trained.append((folder.name, changed.seed, changed.objective.precision))
+        trained.append((folder.name, changed.train.seed, changed.objective.precision))
         if changed.objective.precision == 100:
             raise InputError("step 3: image not finite")
 

@@ -58,4 +58,4 @@ def test_two_runs_end_with_the_same_bits(tmp_path: Path) -> None:
     assert rows(tmp_path / "one") == rows(tmp_path / "other")
     (start,) = json.loads((tmp_path / "one/versions.json").read_text(encoding="utf-8"))
     assert "--xla_gpu_deterministic_ops=true" in start["environment"]["XLA_FLAGS"]
-    assert start["seed"] == 0 and start["packages"]["jaxlib"]
+    assert start["seeds"] == {"data": 0, "train": 0} and start["packages"]["jaxlib"]

@@ -41,6 +41,7 @@ def config(folder: Path, tmp_path: Path) -> ConfigDict:
     root = tiny_cohort.write_cohort(tmp_path / "cohort", splits)
     made = settings(root, tmp_path)
     made.train.steps = STEPS
+    made.data.memory_gb = 0.0  # Every case is read again when its turn comes.
     return made
 
 
@@ -49,7 +50,7 @@ def finished(folder: Path) -> Path:
     """The same training without trouble. Read only."""
     root = tiny_cohort.write_cohort(folder / "cohort", ("train",) * 4 + ("validation",) * 2)
     config = settings(root, folder)
-    config.train.steps = STEPS
+    config.train.steps, config.data.memory_gb = STEPS, 0.0
     program.train(config, folder / "finished", evaluate=False)
     return folder / "finished"
 
@@ -189,35 +190,6 @@ def test_a_disk_that_fills_up_while_orbax_writes(
     is_the_run_without_trouble(workdir, finished)
 
 
-def test_a_read_only_workdir_stops_with_a_message_and_nothing_lost(
-    config: ConfigDict, finished: Path, small_disk: Path, tmp_path: Path
-) -> None:
-    """In mid-run the folder's files are seen through a read-only mount, as after a disk's error."""
-    workdir, disk = tmp_path / "run", small_disk
-    mounted = []
-
-    def turn_read_only() -> None:
-        shutil.copytree(workdir, disk / "copy")
-        mount("-o", "remount,ro", str(disk))
-        mount("--bind", str(disk / "copy"), str(workdir))
-        mounted.append(workdir)
-
-    try:
-        with (
-            before_step(BAD_AT, turn_read_only),
-            pytest.raises(InputError, match=r"scalars.csv: cannot be written \(Read-only file system\)"),
-        ):
-            program.train(config, workdir, evaluate=False)
-        with pytest.raises(InputError, match=r"run: cannot be written \(Read-only file system\)"):
-            program.train(config, workdir, evaluate=False)
-    finally:
-        for path in mounted:
-            subprocess.run(["umount", str(path)], check=True)
-    assert saved_state(workdir)[0] == 2
-    program.train(config, workdir, evaluate=False)
-    is_the_run_without_trouble(workdir, finished)
-
-
 def image_of(config: ConfigDict, case: str) -> Path:
     """The prepared image of a case, in the one entry of the cohort's cache."""
     (entry,) = (p for p in Path(config.data.cache).iterdir() if p.is_dir())
@@ -260,14 +232,14 @@ def test_a_case_that_goes_bad_is_skipped_and_counted(
 ) -> None:
     config.data.policy = "skip"
     drawn: list[Any] = []
-    original = batches.Assembler.__call__
+    original = batches.assemble
 
-    def noted(self: Any, pairs: Any, factor: int = 1) -> Any:
-        drawn.append(pairs)
-        return original(self, pairs, factor)
+    def noted(pairs: Any) -> Any:
+        drawn.append([(fixed.name, moving.name) for fixed, moving in pairs])
+        return original(pairs)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(batches.Assembler, "__call__", noted)
+        patch.setattr(batches, "assemble", noted)
         with before_step(BAD_AT, lambda: image_of(config, "c1").unlink()):
             program.train(config, tmp_path / "run", evaluate=False)
     assert saved_state(tmp_path / "run")[0] == STEPS
@@ -277,6 +249,22 @@ def test_a_case_that_goes_bad_is_skipped_and_counted(
     assert "1 of 6 cases were skipped: c1" in caplog.text
 
 
+def test_what_is_in_memory_no_longer_depends_on_its_file(
+    config: ConfigDict, finished: Path, tmp_path: Path
+) -> None:
+    config.data.memory_gb = 1.0
+    config.train.validate_every = STEPS  # A validation reads its own cases.
+
+    def spoil() -> None:
+        for name in ("c0", "c1", "c2", "c3"):
+            flip_a_bit(image_of(config, name))
+
+    with before_step(STEPS - 1, spoil):
+        program.train(config, tmp_path / "run", evaluate=False)
+    for one, other in zip(saved_state(tmp_path / "run")[1], saved_state(finished)[1], strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_a_validation_case_that_goes_bad_is_skipped_too(config: ConfigDict, tmp_path: Path) -> None:
     config.data.policy = "skip"
     with (
@@ -284,44 +272,6 @@ def test_a_validation_case_that_goes_bad_is_skipped_too(config: ConfigDict, tmp_
         pytest.raises(InputError, match=r"no pair of 2 is left, 1 cases cannot be read: c4"),
     ):
         program.train(config, tmp_path / "run", evaluate=False)
-
-
-def test_a_step_without_lost_cases_draws_what_it_would_have_drawn() -> None:
-    """So that a resumed run, which may know of a lost case from its start, draws the same."""
-    pairs = [(a, b) for a in "abcd" for b in "abcd" if a != b]
-
-    def drawn(lost: set[str]) -> list[list[Any]]:
-        chosen = []
-        for step in range(40):
-            first = batches.pairs_of_step(pairs, 2, step, seed=0, both_orders=False)
-            usable = [p for p in pairs if not set(p) & lost]
-            again = batches.pairs_of_step(usable, 2, step, seed=0, both_orders=False)
-            chosen.append(again if any(set(p) & lost for p in first) else first)
-        return chosen
-
-    class Gone(supply.Supply):
-        def __init__(self, lost: set[str]) -> None:
-            self._policy, self._file, self.lost = "skip", None, {}
-            self._cases, self._gone = dict.fromkeys("abcd"), lost
-
-    def made(lost: set[str], first: int) -> list[list[Any]]:
-        source = Gone(lost)
-
-        def one(step: int) -> list[Any]:
-            def work(usable: list[Any]) -> list[Any]:
-                chosen = batches.pairs_of_step(usable, 2, step, seed=0, both_orders=False)
-                for name in (name for pair in chosen for name in pair):
-                    if name in lost:
-                        raise supply.LostCase(name, "gone")
-                return chosen
-
-            return source._under_policy(work, pairs, drop_known=False)
-
-        return [one(step) for step in range(first, 40)]
-
-    for lost in (set(), {"c"}, {"a", "b"}):
-        assert made(lost, 0) == drawn(lost)
-        assert made(lost, 17) == drawn(lost)[17:]
 
 
 def test_a_line_cut_short_is_dropped_on_resuming(tmp_path: Path) -> None:
@@ -380,7 +330,7 @@ def test_seed_and_versions_are_written_once_for_each_set_of_them(
     for step in (0, 4):
         provenance.record(tmp_path, config, step)
     (start,) = json.loads((tmp_path / provenance.FILE).read_text(encoding="utf-8"))
-    assert start["seed"] == config.seed and start["step"] == 0
+    assert start["seeds"] == {"data": 0, "train": 0} and start["step"] == 0
     assert start["packages"]["jax"] and start["python"] and start["devices"] == {"cpu": 4}
     monkeypatch.setattr(provenance.platform, "python_version", lambda: "9.9")
     provenance.record(tmp_path, config, 8)

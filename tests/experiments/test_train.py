@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 import experiments.train as program
 from experiments import lung
-from experiments.run import command
+from experiments.run import command, data, scalars
 from experiments.run.data import load_cohort
 from lmreg_jax.cohort import batches
 from lmreg_jax.cohort.cohort import training_pairs
@@ -106,8 +106,7 @@ def test_the_best_checkpoint_is_the_latest_that_is_not_clearly_worse(
     program.train(config, tmp_path / "run", evaluate=False)
     step, _ = saved_state(tmp_path / "run", checkpoint.BEST)
     assert step == chosen
-    with checkpoint.store(tmp_path / "run", checkpoint.BEST, 1) as store:
-        found = checkpoint.best_metrics(store)
+    found = checkpoint.metrics(checkpoint.store(tmp_path / "run", checkpoint.BEST, 1))
     assert found == pytest.approx({"tre_mm": {2: 3.0, 4: second}[step], "least": min(3.0, second)})
     assert registrar.load(tmp_path / "run").source == f"best/{step}"
 
@@ -148,7 +147,7 @@ def test_a_finished_training_runs_no_further_step(
     finished: Path, config: ConfigDict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = rows(finished)
-    monkeypatch.setattr(batches.Assembler, "__call__", lambda *_: pytest.fail("a batch was assembled"))
+    monkeypatch.setattr(batches, "assemble", lambda *_: pytest.fail("a batch was assembled"))
     program.train(config, finished, evaluate=False)
     assert rows(finished) == before
 
@@ -162,23 +161,69 @@ def test_the_replicated_state_has_the_layout_of_the_step() -> None:
         assert one.sharding == other.sharding
 
 
-def test_the_first_steps_may_be_coarse(
+class Noted:
+    """A term of a step that records when it is fetched from the device."""
+
+    def __init__(self, value: float, fetched: Callable[[], None]) -> None:
+        self._value, self._fetched = value, fetched
+
+    def __array__(self, *_: Any, **__: Any) -> np.ndarray:
+        self._fetched()
+        return np.float32(self._value)
+
+
+def noting_steps(events: list[str], patch: pytest.MonkeyPatch, bad: Collection[int] = ()) -> None:
+    """Steps that change nothing, and note in `events` when they are launched and looked at."""
+
+    def parallel_train_step(*_: Any, **__: Any) -> Callable[..., Any]:
+        def step(state: Any, *_: Any) -> Any:
+            number = sum(event.startswith("launch") for event in events)
+            events.append(f"launch {number}")
+            names = [*scalars.TERMS, "grad_norm"]
+            values = dict.fromkeys(names, math.nan if number in bad else 1.0)
+            terms: dict[str, Any] = {name: np.float32(value) for name, value in values.items()}
+            return state, terms | {"skipped": Noted(number in bad, lambda: events.append(f"look {number}"))}
+
+        return step
+
+    patch.setattr(program, "parallel_train_step", parallel_train_step)
+
+
+def test_a_step_is_looked_at_when_the_next_one_has_been_launched(
     config: ConfigDict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config.train.coarse_steps, config.train.coarse_factor = 1, 2
-    config.train.steps = 2
-    seen = []
-    assemble = batches.Assembler.__call__
+    """So the device never waits; before a checkpoint or a validation, all are looked at."""
+    config.train.steps, config.train.checkpoint_every, config.train.validate_every = 6, 4, 5
+    events: list[str] = []
+    noting_steps(events, monkeypatch)
+    original = checkpoint.save
 
-    def noted(self: Any, pairs: Any, factor: int = 1) -> Any:
-        batch = assemble(self, pairs, factor)
-        seen.append(batch.fixed.shape)
-        return batch
+    def save(store: Any, step: int, *rest: Any) -> None:
+        events.append(f"save {store.folder.name}/{step}")
+        original(store, step, *rest)
 
-    monkeypatch.setattr(batches.Assembler, "__call__", noted)
+    monkeypatch.setattr(checkpoint, "save", save)
     program.train(config, tmp_path / "run", evaluate=False)
-    assert seen == [(4, 6, 4, 6), (4, 12, 8, 12)]
-    assert saved_state(tmp_path / "run")[0] == 2
+    text = (
+        "launch 0, launch 1, look 0, launch 2, look 1, launch 3, look 2, look 3, save checkpoints/4,"
+        " launch 4, look 4, save best/5, launch 5, look 5, save best/6, save checkpoints/6"
+    )
+    assert events == text.split(", ")
+
+
+def test_skipped_steps_are_reported_by_their_own_numbers(
+    config: ConfigDict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Step 5 is launched before step 4 is looked at; it is the fourth that ends the training."""
+    config.train.steps, config.train.checkpoint_every, config.train.validate_every = 20, 20, 20
+    events: list[str] = []
+    noting_steps(events, monkeypatch, bad=(1, 3, 4, 5))
+    with pytest.raises(command.NotFinite, match=r"step 4: "):
+        program.train(config, tmp_path / "run", evaluate=False)
+    assert events[-3:] == ["look 3", "launch 5", "look 4"]
+    text = (tmp_path / "run/skipped_steps.jsonl").read_text(encoding="utf-8")
+    assert [json.loads(line)["step"] for line in text.splitlines()] == [1, 3, 4]
+    assert [int(row["step"]) for row in rows(tmp_path / "run")] == [1, 2, 3, 4, 5]
 
 
 def test_a_loss_that_stays_nan_stops_and_keeps_the_last_good_state(
@@ -205,9 +250,8 @@ def test_a_loss_that_stays_nan_stops_and_keeps_the_last_good_state(
     assert [line["step"] for line in skipped] == [2, 3]
     # For replay: the names are those of the batch, and seed and step give them again.
     cohort = load_cohort(config, progress=False)
-    data = (config.train.pairs_per_batch, 2)
-    kind = {"seed": config.seed, "both_orders": config.train.both_orders}
-    again = batches.pairs_of_step(training_pairs(cohort), *data, **kind)
+    kind = {"seed": config.train.seed, "both_orders": config.train.both_orders}
+    again = batches.pairs_of_step(training_pairs(cohort), config.train.pairs_per_batch, 2, **kind)
     assert skipped[0]["pairs"] == [list(pair) for pair in again] == [list(pair) for pair in given[2]]
     # Mended, the run goes on from there, to where it would have come anyway.
     monkeypatch.undo()
@@ -231,8 +275,9 @@ def test_what_was_learnt_is_kept_where_the_last_step_is_not_applied(
     program.train(config, tmp_path / "run", evaluate=False)
     step, arrays = saved_state(tmp_path / "run")
     assert step == STEPS and all(np.isfinite(a).all() for a in arrays)
-    with checkpoint.store(tmp_path / "run", checkpoint.LATEST, 2) as store:
-        kernels = [store.load(s)["state"]["params"]["params"]["mean"]["kernel"] for s in (2, STEPS)]
+    store = checkpoint.store(tmp_path / "run", checkpoint.LATEST, 2)
+    states = [checkpoint._read(store.folder / str(step))["state"] for step in (2, STEPS)]
+    kernels = [state["params"]["params"]["mean"]["kernel"] for state in states]
     assert np.abs(kernels[1] - kernels[0]).max() > 0  # Step 3 was applied.
 
 
@@ -293,9 +338,28 @@ def test_too_few_cases_are_told_before_training(
     assert not (tmp_path / "run/checkpoints").exists()
 
 
+def test_three_train_seeds_are_three_trainings_on_the_same_data(
+    config: ConfigDict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[int] = []
+    monkeypatch.setenv("LMREG_CACHE", str(tmp_path))
+    monkeypatch.setattr(data.phantom, "write_cohort", lambda _, **options: written.append(options["seed"]))
+    weights, folders = [], []
+    for data_seed, train_seed in ((0, 0), (0, 1), (0, 2), (1, 2)):
+        config.data.seed, config.train.seed = data_seed, train_seed
+        weights.append(np.asarray(configuration.initial_params(config)["params"]["mean"]["kernel"]))
+        folders.append(data.embedded_root(config))
+    assert written == [0, 0, 0, 1]
+    assert folders[0] == folders[1] == folders[2] != folders[3]
+    assert np.abs(weights[0] - weights[1]).max() > 0 and np.abs(weights[1] - weights[2]).max() > 0
+    np.testing.assert_array_equal(weights[2], weights[3])
+
+
 def test_devices_that_do_not_divide_the_batch_are_named(config: ConfigDict, tmp_path: Path) -> None:
     config.train.pairs_per_batch = 6
-    with pytest.raises(InputError, match=r"is 6;.*of the 4 devices: --config\.train\.pairs_per_batch=8$"):
+    with pytest.raises(
+        InputError, match=r"is 6;.*of the 4 devices of 1 process\(es\): --config\.train\.pairs_per_batch=8$"
+    ):
         program.train(config, tmp_path / "run")
 
 

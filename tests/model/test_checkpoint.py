@@ -26,15 +26,14 @@ def state(width: int = 3, value: float = 0.0, step: int = 0) -> TrainState:
 
 
 def saved(workdir: Path, *steps: int, name: str = checkpoint.LATEST, keep: int = 2) -> Path:
-    with checkpoint.store(workdir, name, keep) as store:
-        for step in steps:
-            checkpoint.save(store, step, state(value=step / 7, step=step))
+    store = checkpoint.store(workdir, name, keep)
+    for step in steps:
+        checkpoint.save(store, step, state(value=step / 7, step=step))
     return workdir
 
 
 def restored(workdir: Path, like: Any) -> Any:
-    with checkpoint.store(workdir, checkpoint.LATEST, 2) as store:
-        return checkpoint.restore(store, like)
+    return checkpoint.restore(checkpoint.store(workdir, checkpoint.LATEST, 2), like)
 
 
 def test_the_state_comes_back_bit_for_bit(tmp_path: Path) -> None:
@@ -61,18 +60,16 @@ def test_the_latest_few_are_kept(tmp_path: Path) -> None:
 
 def test_a_step_that_is_there_is_not_written_again(tmp_path: Path) -> None:
     saved(tmp_path, 4)
-    with checkpoint.store(tmp_path, checkpoint.LATEST, 2) as store:
-        checkpoint.save(store, 4, state(value=99.0))
+    checkpoint.save(checkpoint.store(tmp_path, checkpoint.LATEST, 2), 4, state(value=99.0))
     kernel = restored(tmp_path, state())[1].params["params"]["mean"]["kernel"]
     np.testing.assert_array_equal(kernel, np.float32(4 / 7))
 
 
 def test_metrics_come_back(tmp_path: Path) -> None:
-    with checkpoint.store(tmp_path, checkpoint.BEST, 1) as store:
-        assert checkpoint.best_metrics(store) == {}
-        checkpoint.save(store, 2, state(), {"tre_mm": 4.25})
-    with checkpoint.store(tmp_path, checkpoint.BEST, 1) as store:
-        assert checkpoint.best_metrics(store) == {"tre_mm": 4.25}
+    store = checkpoint.store(tmp_path, checkpoint.BEST, 1)
+    assert checkpoint.metrics(store) == {}
+    checkpoint.save(store, 2, state(), {"tre_mm": 4.25})
+    assert checkpoint.metrics(store) == {"tre_mm": 4.25}
 
 
 @pytest.mark.parametrize(
@@ -136,7 +133,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
     assert re.search(r"checkpoints/2: .*; checkpoints/1 is used instead", caplog.text)
     caplog.clear()
     assert restored(tmp_path, state())[0] == 1
-    assert re.search(r"checkpoints/2: .*moved to .*damaged.*step 1 is used", caplog.text)
+    assert re.search(r"checkpoints/2: .*moved to .*damaged.*the one before it is used", caplog.text)
     assert len(list((tmp_path / "damaged").iterdir())) == 1
     saved(tmp_path, 2)  # Its step is free again.
     assert restored(tmp_path, state())[0] == 2
@@ -158,9 +155,8 @@ def test_a_damaged_best_is_made_anew(tmp_path: Path, caplog: pytest.LogCaptureFi
     saved(saved(tmp_path, 3), 2, name="best")
     damage(tmp_path / "best/2", "cut")
     assert checkpoint.load_params(tmp_path, state().params)[0] == "checkpoints/3"
-    with checkpoint.store(tmp_path, checkpoint.BEST, 1) as store:
-        assert checkpoint.best_metrics(store) == {}
-    assert "a new one will be made" in caplog.text
+    assert checkpoint.metrics(checkpoint.store(tmp_path, checkpoint.BEST, 1)) == {}
+    assert "moved to" in caplog.text
     assert not (tmp_path / "best/2").exists()
 
 
@@ -178,15 +174,6 @@ def test_a_digest_knows_names_types_shapes_and_bits() -> None:
     assert checkpoint.digest(reordered).tobytes() == digests[0]
 
 
-def test_checkpoints_without_a_sum_are_still_read(tmp_path: Path) -> None:
-    """As they were written before there were sums."""
-    with checkpoint.store(tmp_path, checkpoint.BEST, 1) as store:
-        store.save(2, jax.device_get(state(step=2)), force=True, metrics={"tre_mm": 1.5})
-    with checkpoint.store(tmp_path, checkpoint.BEST, 1) as store:
-        assert checkpoint.best_metrics(store) == {"tre_mm": 1.5}
-        assert checkpoint.restore(store, state())[0] == 2
-
-
 def test_a_save_that_fails_names_the_reason_and_costs_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -195,14 +182,23 @@ def test_a_save_that_fails_names_the_reason_and_costs_nothing(
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    with checkpoint.store(tmp_path, checkpoint.LATEST, 2) as store:
-        checkpoint.save(store, 1, state())
+    store = checkpoint.store(tmp_path, checkpoint.LATEST, 2)
+    checkpoint.save(store, 1, state())
+    for where, name in ((os, "posix_fallocate"), (checkpoint.ocp, "save")):
         with monkeypatch.context() as patch, pytest.raises(InputError, match=r"step 2 .*No space left"):
-            patch.setattr(os, "posix_fallocate", full)
+            patch.setattr(where, name, full)
             checkpoint.save(store, 2, state())
-        assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["1"]
-        with monkeypatch.context() as patch, pytest.raises(InputError, match=r"step 2 .*No space left"):
-            patch.setattr(type(store), "save", full)
-            checkpoint.save(store, 2, state())
-        checkpoint.save(store, 2, state(step=2))
+        assert store.steps == [1] and len(list(store.folder.iterdir())) == 1
+    checkpoint.save(store, 2, state(step=2))
     assert restored(tmp_path, state())[0] == 2
+
+
+def test_what_a_killed_process_has_left_is_removed(tmp_path: Path) -> None:
+    """A checkpoint half written, one half removed, room that was being reserved."""
+    saved(tmp_path, 1)
+    folder = tmp_path / checkpoint.LATEST
+    for name in (f"2{checkpoint.UNFINISHED}", f"0{checkpoint.UNFINISHED}"):
+        (folder / name / "d").mkdir(parents=True)
+    (folder / ".room-1-a").touch()
+    store = checkpoint.store(tmp_path, checkpoint.LATEST, 2)
+    assert [path.name for path in folder.iterdir()] == ["1"] and store.steps == [1]

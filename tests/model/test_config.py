@@ -44,6 +44,8 @@ def test_an_unknown_variant_names_the_known() -> None:
         ({"objective__image": "mi"}, r"objective\.image is 'mi'; one of 'ssd'"),
         ({"train__steps": 0}, r"config\.train\.steps is 0; it must be above 0"),
         ({"train__log_every": 0}, "log_every is 0"),
+        ({"data__memory_gb": -1.0}, "memory_gb is -1"),
+        ({"train__seed": 1.5}, r"config\.train\.seed is 1\.5; a whole number"),
         ({"train__max_skipped": 0}, "max_skipped is 0"),
         ({"train__learning_rate": float("nan")}, "learning_rate is nan"),
         ({"train__warmup_steps": -1}, "warmup_steps is -1; it must be 0 or above"),
@@ -109,14 +111,6 @@ def test_differences_are_named() -> None:
     names = ["data.root", "model.encoder", "train.steps"]
     assert configuration.differences(lung.get_config(), other) == names
     assert configuration.differences(other, lung.get_config()) == names
-
-
-def test_a_folder_of_an_earlier_version_means_what_it_meant(tmp_path: Any) -> None:
-    config = lung.get_config()
-    del config.model["passes"], config.model["inputs"], config.train["rematerialise"]
-    (tmp_path / configuration.FILE).write_text(configuration.to_json(config), encoding="utf-8")
-    found = configuration.read(tmp_path / configuration.FILE)
-    assert (found.model.passes, found.model.inputs, found.train.rematerialise) == (1, "images", False)
 
 
 @pytest.mark.parametrize("text", ["{}", '{"model": {}}', '{"model": {}, "train": 3}', "[]", "{"])

@@ -66,14 +66,6 @@ def test_layers_find_their_places(tmp_path: Path, root: str) -> None:
             np.testing.assert_array_equal(values, np.float32(layers[theirs][part]))
 
 
-def test_the_head_scale_is_taken_out_of_the_mean(tmp_path: Path) -> None:
-    path = write(tmp_path / "weights.h5", random_layers())
-    plain, scaled = (import_keras(path, SMALL.clone(head_scale=s))["params"] for s in (1.0, 4.0))
-    for part in ("kernel", "bias"):
-        np.testing.assert_allclose(4 * scaled["mean"][part], plain["mean"][part], rtol=1e-6)
-        np.testing.assert_array_equal(scaled["log_variance"][part], plain["log_variance"][part])
-
-
 def test_the_file_of_the_paper(recwarn: pytest.WarningsRecorder) -> None:
     model = UNet()
     params = import_keras(shared("voxelmorph/miccai2018_10_02_init1.h5"), model)["params"]

@@ -140,14 +140,6 @@ def test_the_field_has_the_stride_asked_for(stride: int) -> None:
     assert found.mean.shape == found.log_variance.shape == shape
 
 
-def test_head_scale_multiplies_the_mean_only() -> None:
-    params, pair = random_params(SMALL), single(*images((4, 4, 4)))
-    plain = jax.jit(SMALL.apply)(params, *pair)
-    scaled = jax.jit(SMALL.clone(head_scale=5.0).apply)(params, *pair)
-    np.testing.assert_allclose(scaled.mean, 5 * plain.mean, rtol=1e-6)
-    np.testing.assert_array_equal(scaled.log_variance, plain.log_variance)
-
-
 def test_normalised_features_do_not_depend_on_the_contrast() -> None:
     """Without a bias before it, the first normalisation takes out a common factor of the images
     (up to the 1e-5 beside a variance of 0.1 or so, hence 1e-3)."""

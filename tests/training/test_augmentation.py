@@ -1,4 +1,4 @@
-"""Random affine maps move image and points together; tones stay in [0, 1]; 0 changes nothing."""
+"""Random affine maps move image and points together; 0 changes nothing."""
 
 from __future__ import annotations
 
@@ -17,10 +17,8 @@ from lmreg_jax.training.augmentation import (
     random_nodes,
 )
 from lmreg_jax.types import Batch
-from tests import numerics
 
 SHAPE = (24, 20, 22)
-TONES = jax.random.key(7)
 POINTS = jnp.array([[11.0, 9.0, 10.0], [9.5, 11.0, 12.25], [13.0, 8.0, 9.0]])
 MOVING = Augmentation(rotation_deg=8, scale=0.05, translation_mm=2, spacing_mm=(2.0, 1.0, 1.5))
 
@@ -35,7 +33,7 @@ def ramp() -> jax.Array:
 @pytest.mark.parametrize("seed", range(4))
 def test_the_new_image_at_the_new_points_is_the_old_at_the_old(seed: int, options: Augmentation) -> None:
     """The elastic part bends the ramp within a voxel of the new image: by its slope's change, 1e-3."""
-    image, points = augment_image(jax.random.key(seed), TONES, ramp(), POINTS, options)
+    image, points = augment_image(jax.random.key(seed), ramp(), POINTS, options)
     assert float(jnp.abs(points - POINTS).max()) > 0.1
     np.testing.assert_allclose(
         fields.sample(image, points), fields.sample(ramp(), POINTS), atol=1e-3 if options.elastic_mm else 2e-5
@@ -63,23 +61,10 @@ def test_the_changes_have_the_standard_deviations_asked_for() -> None:
 
 def test_all_zero_changes_nothing() -> None:
     off = Augmentation()
-    assert is_off(off) and not is_off(MOVING) and not is_off(Augmentation(noise=0.1))
-    image, points = augment_image(jax.random.key(0), TONES, ramp(), POINTS, off)
+    assert is_off(off) and not is_off(MOVING)
+    image, points = augment_image(jax.random.key(0), ramp(), POINTS, off)
     np.testing.assert_array_equal(image, ramp())
     np.testing.assert_array_equal(points, POINTS)
-
-
-def test_tones_change_within_range_and_leave_points_alone() -> None:
-    image = jnp.asarray(numerics.smooth_image(SHAPE, 0), jnp.float32).at[0].set(0).at[1].set(1)
-    changed, points = augment_image(
-        jax.random.key(3), TONES, image, POINTS, Augmentation(gamma=0.5, noise=0.1)
-    )
-    assert float(changed.min()) >= 0 and float(changed.max()) <= 1
-    assert float(jnp.abs(changed - image).mean()) > 0.01
-    np.testing.assert_array_equal(points, POINTS)
-    order = jnp.argsort(image.ravel())
-    toned, _ = augment_image(jax.random.key(3), TONES, image, POINTS, Augmentation(gamma=0.5))
-    assert bool((jnp.diff(toned.ravel()[order]) >= -1e-6).all())
 
 
 def test_both_images_of_a_pair_change_each_in_its_own_way() -> None:
@@ -92,12 +77,12 @@ def test_both_images_of_a_pair_change_each_in_its_own_way() -> None:
 
 
 def test_shared_geometry_keeps_the_points_of_a_pair_together() -> None:
-    options = MOVING._replace(shared=True, elastic_mm=2.0, noise=0.01)
+    options = MOVING._replace(shared=True, elastic_mm=2.0)
     pair = Batch(ramp(), ramp(), POINTS, POINTS + 0.0, jnp.ones(3, bool))
     changed = augment_pair(jax.random.key(0), pair, options)
     np.testing.assert_array_equal(changed.fixed_points, changed.moving_points)
     assert float(jnp.abs(changed.fixed_points - POINTS).max()) > 0.1
-    assert float(jnp.abs(changed.fixed - changed.moving).max()) > 0.005  # Each has its own noise.
+    np.testing.assert_array_equal(changed.fixed, changed.moving)
 
 
 def test_the_elastic_change_has_the_size_asked_for_and_does_not_fold() -> None:
