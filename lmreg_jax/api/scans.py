@@ -92,7 +92,7 @@ class Result:
     def save(self, folder: str | os.PathLike[str], *, force: bool = False) -> Path:
         """Writes what `lmreg register` writes. Raises InputError where `folder` exists, unless force."""
         with new_folder(folder, force=force, known=tuple(output.FILES)) as temporary:
-            output.write_results(
+            written = output.write_results(
                 temporary,
                 self.fixed,
                 self.moving,
@@ -103,7 +103,9 @@ class Result:
                 airways=self.airways,
                 seconds=self.seconds,
             )
-        return resolved(folder)
+        place = resolved(folder)
+        output.write_page(place, written, self.fixed, self.moving)
+        return place
 
     def _repr_png_(self) -> bytes:
         """The picture of the report, in a notebook."""

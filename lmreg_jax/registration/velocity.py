@@ -151,13 +151,12 @@ def uncertainty(field: Field, pull: Array, seed: int = 0, samples: int = SAMPLES
     posterior = Posterior(
         jnp.asarray(field.velocity / field.spacing, jnp.float32), jnp.asarray(field.log_variance)
     )
-    to_moving = jnp.asarray(pull[:3, :3] * field.spacing, jnp.float32)
+    to_moving = (pull[:3, :3] * field.spacing).astype(np.float32)
     keys = jax.random.split(jax.random.key(seed), samples)
-    draws = np.stack([np.asarray(_drawn(key, posterior, to_moving)) for key in keys])
+    draws = np.stack([np.asarray(_flow(_drawn(key, posterior))) @ to_moving.T for key in keys])
     return Volume(np.sqrt(draws.var(axis=0, ddof=1).sum(axis=-1)), field.affine)
 
 
-@jax.jit
-def _drawn(key: jax.Array, posterior: Posterior, linear: jax.Array) -> jax.Array:
-    """`linear` [3, 3] times the displacement of one draw, [x, y, z, 3]."""
-    return jnp.matmul(fields.integrate(draw(key, posterior)), linear.T, precision="highest")
+# Apart from the flow: fused into its first squaring, the random numbers are made again for each of the
+# voxels that it reads, and XLA's CPU compiler takes minutes over it.
+_drawn = jax.jit(draw)
