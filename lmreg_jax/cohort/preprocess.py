@@ -24,7 +24,6 @@ from numpy.typing import NDArray
 from lmreg_jax.affine import moments as alignment
 from lmreg_jax.affine.pairwise import Affine, align_pair
 from lmreg_jax.anatomy.chest import Side, read_side
-from lmreg_jax.anatomy.lungs import cut_off
 from lmreg_jax.errors import InputError
 from lmreg_jax.imaging import intensity
 from lmreg_jax.imaging.intensity import WINDOW
@@ -138,7 +137,8 @@ def prepare(
         else:
             windowed = Volume(intensity.window(own.scan.volume.data, WINDOW), own.scan.volume.affine)
             scans = side.scan.volume, own.scan.volume
-            found = align_pair(image, windowed, side.lungs, own.lungs, affine, scans)
+            shown = side.measured, own.measured
+            found = align_pair(image, windowed, side.lungs, own.lungs, affine, scans, shown)
         steps[source.name] = _write_case(folder, source, own, found, shape, grid, picture)
     record = {
         "reference": reference,
@@ -159,8 +159,8 @@ def _all_lungs(given: Sequence[Source], say: Say) -> dict[str, Lungs]:
     out = {}
     for source in given:
         say(f"lungs of {source.name}")
-        lungs = read_side(source.path, source.mask).lungs
-        out[source.name] = Lungs(alignment.mask_moments(cropped(lungs)), bool(cut_off(lungs)))
+        side = read_side(source.path, source.mask)
+        out[source.name] = Lungs(alignment.mask_moments(cropped(side.lungs)), bool(side.cut_off))
     return out
 
 

@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lmreg_jax.affine import reference
-from lmreg_jax.affine.pairwise import Affine, align_pair
+from lmreg_jax.affine.pairwise import Affine, align_pair, common_lungs
 from lmreg_jax.affine.reference import ReferenceLungs
 from lmreg_jax.anatomy.chest import Side, check_pair
-from lmreg_jax.anatomy.lungs import cut_off
+from lmreg_jax.anatomy.lungs import NAMES
 from lmreg_jax.cohort.case import windowed
 from lmreg_jax.core.objective import Objective
 from lmreg_jax.errors import InputError
@@ -116,11 +116,13 @@ def register_sides(
     images = [_windowed(side.scan.volume, model) for side in (fixed, moving)]
     say("affine alignment")
     scans = fixed.scan.volume, moving.scan.volume
-    found = align_pair(images[0], images[1], fixed.lungs, moving.lungs, affine, scans)
+    measured = fixed.measured, moving.measured
+    found = align_pair(images[0], images[1], fixed.lungs, moving.lungs, affine, scans, measured)
+    lost = _lost(fixed.lungs, moving.lungs)
     notes = [*found.notes, *_missing(fixed, moving)]
 
     def on_frame(frame: velocity.Frame) -> refinement.Pair:
-        return velocity.on_frame(images[0], images[1], found.pull, frame)
+        return velocity.on_frame(images[0], images[1], found.pull, frame, measured, lost)
 
     if model is None:
         frame = velocity.free_frame(fixed.lungs, moving.lungs, found.pull)
@@ -185,14 +187,25 @@ def _model_frame(fixed: Side, moving: Side, pull: Array, model: Model, notes: li
         )
     spacing = configuration.spacing_mm(model.register.config)
     scans = fixed.scan.volume, moving.scan.volume
-    return velocity.model_frame(fixed.lungs, moving.lungs, pull, (x, y, z), spacing, model.lungs, scans)
+    whole = bool(fixed.cut_off) and not moving.cut_off
+    return velocity.model_frame(
+        fixed.lungs, moving.lungs, pull, (x, y, z), spacing, model.lungs, scans, moving_is_whole=whole
+    )
+
+
+def _lost(fixed: Volume, moving: Volume) -> tuple[Volume | None, Volume | None]:
+    """The lungs of each scan that are not compared, since the other scan lacks them; None: none."""
+    labels = [label for label in NAMES if label not in common_lungs(fixed, moving)]
+    masks = [Volume(np.isin(mask.data, labels), mask.affine) for mask in (fixed, moving)] if labels else []
+    first, second = (mask if mask.data.any() else None for mask in masks) if masks else (None, None)
+    return first, second
 
 
 def _missing(fixed: Side, moving: Side) -> list[str]:
     """What is said of lungs that a scan cuts off."""
     notes = []
     for role, side, other in (("fixed", fixed, "moving"), ("moving", moving, "fixed")):
-        for end in cut_off(side.lungs):
+        for end in side.cut_off:
             notes.append(
                 f"the {role} scan cuts off the lungs' {end}: where it has no data nothing is compared,"
                 f" and the {other} scan's tissue follows its surroundings there"
