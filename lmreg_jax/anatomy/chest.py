@@ -8,8 +8,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lmreg_jax.anatomy.lungs import LEFT, RIGHT, lung_report
+from lmreg_jax.anatomy import lungs as lung_masks
+from lmreg_jax.anatomy.field_of_view import measured
+from lmreg_jax.anatomy.orientation import check_orientation
 from lmreg_jax.anatomy.segmentation import segment_lungs
+from lmreg_jax.anatomy.sides import given_lungs
 from lmreg_jax.errors import InputError
 from lmreg_jax.imaging import intensity
 from lmreg_jax.imaging.volume import Volume, spacing
@@ -19,17 +22,16 @@ from lmreg_jax.io.scan import Scan
 
 Array = NDArray[Any]
 
-CHEST_MM = (120.0, 1500.0)  # along an axis: less shows no lungs, more is a wrong unit of length
+CHEST_MM = (60.0, 1500.0)  # in x and y, from a newborn's chest; outside is a wrong unit of length
+LEAST_HEIGHT_MM = 20.0  # in z: the bases of the lungs alone
 STORED = (0.0, 4500.0)  # what scanners store before the intercept of -1024 or -1000 is added
-MOST_OF_SCAN = 0.6  # lungs fill at most a third of a scan; more is a body mask, or an inverted one
-AIR_INSIDE = 0.3  # of a lung mask is air at least, even where half of the lung is consolidated
 
 
 class Side(NamedTuple):
-    """The fixed or the moving scan; lungs on its grid (1 left, 2 right; or all 1).
+    """The fixed or the moving scan; lungs on its grid (1 left, 2 right).
 
-    source: "given" or "segmented"; litres: (left, right), or (both,) where the sides are not told
-    apart; warnings: doubts in words, for the report.
+    source: "given" or "segmented"; litres: (left, right); warnings: doubts for the report; measured: see
+    `field_of_view.measured`, None: all.
     """
 
     scan: Scan
@@ -37,6 +39,12 @@ class Side(NamedTuple):
     source: str
     litres: tuple[float, ...]
     warnings: tuple[str, ...]
+    measured: Array | None = None
+
+    @property
+    def cut_off(self) -> dict[str, float]:
+        """{"base" or "apex": cm^2 of lung on the last slice}, for ends that the scan cuts off."""
+        return lung_masks.cut_off(self.lungs, self.measured)
 
 
 def read_side(image: Any, mask: Any = None) -> Side:
@@ -44,15 +52,20 @@ def read_side(image: Any, mask: Any = None) -> Side:
 
     image, mask: a path, nibabel or SimpleITK image, or a `Scan`.
 
-    Raises InputError, naming the file, on what is no CT in HU, shows no lungs, or has a mask that is
-    empty, on another grid or not of lungs.
+    Raises InputError, naming the file, on what is no CT in HU, shows no lungs, contradicts its header,
+    or has a mask that is empty, on another grid or not of its lungs.
     """
     scan = as_scan(image, "scan")
     path = scan.path
-    check_ct(scan)
+    check_ct(scan, masked=mask is not None)
+    shown = measured(scan.volume)
+    notes = list(scan.notes)
+    if shown is not None:
+        missing = 100 * float(np.mean(~shown))
+        notes.append(f"{missing:.0f} % of the frame was not measured (filled in): it is left out")
     if mask is None:
         try:
-            lungs, source = segment_lungs(scan.volume), "segmented"
+            lungs, source = segment_lungs(scan.volume, shown), "segmented"
         except InputError:
             raise InputError(
                 f"{path}: no lungs found, there is no air inside a body (a scan of head or abdomen?);"
@@ -60,27 +73,28 @@ def read_side(image: Any, mask: Any = None) -> Side:
             ) from None
     else:
         drawn = as_scan(mask, "mask")
-        lungs, source = sided(read_mask(drawn, scan)), "given"
-        _check_lungs(drawn.path, lungs, scan)
-    report = lung_report(lungs)
-    if np.any(lungs.data == RIGHT):
-        warnings = (*scan.notes, *report.warnings)
-        return Side(scan, lungs, source, (report.left_litres, report.right_litres), warnings)
-    # An unsided mask is all 1: doubts about "the left lung" and "the right lung" mean nothing.
-    doubts = tuple(w for w in report.warnings if "cut off" in w or "sides of the field" in w)
-    return Side(scan, lungs, source, (report.left_litres,), (*scan.notes, *doubts))
+        lungs, doubts = given_lungs(drawn.path, read_mask(drawn, scan), scan.volume)
+        source, notes = "given", [*notes, *doubts]
+    notes += check_orientation(path, scan.volume, lungs)
+    report = lung_masks.lung_report(lungs, shown)
+    litres = (report.left_litres, report.right_litres)
+    return Side(scan, lungs, source, litres, (*notes, *report.warnings), shown)
 
 
-def check_ct(scan: Scan) -> None:
-    """InputError where a scan cannot be a chest CT in HU, saying what it looks like instead."""
+def check_ct(scan: Scan, *, masked: bool = False) -> None:
+    """InputError where a scan cannot be a chest CT in HU, saying what it looks like instead.
+
+    masked: its lungs are given, so that it may show little of them.
+    """
     volume, path = scan.volume, scan.path
     size = spacing(volume.affine) * volume.data.shape
-    if size.min() < CHEST_MM[0] or size.max() > CHEST_MM[1]:
+    if size[:2].min() < CHEST_MM[0] or size[2] < LEAST_HEIGHT_MM or size.max() > CHEST_MM[1]:
         raise InputError(
             f"{path}: spans {' x '.join(f'{s:.4g}' for s in size)} mm; a chest needs {CHEST_MM[0]:g} to"
-            f" {CHEST_MM[1]:g} mm along each axis: is the voxel size in its header in mm?"
+            f" {CHEST_MM[1]:g} mm in x and y, {LEAST_HEIGHT_MM:g} mm or more in z: is the voxel size in its"
+            " header in mm?"
         )
-    if intensity.looks_like_ct(volume):
+    if intensity.looks_like_ct(volume, least_air=0.003 if masked else 0.03):
         return
     low, high = float(volume.data.min()), float(volume.data.max())
     shown = f"{path}: no CT in HU: values from {low:g} to {high:g}"
@@ -108,26 +122,3 @@ def check_pair(fixed: Scan, moving: Scan) -> None:
         and np.array_equal(fixed.volume.data, moving.volume.data)
     ):
         raise InputError(f"{fixed.path} and {moving.path}: identical images; give two different scans")
-
-
-def sided(mask: Volume) -> Volume:
-    """Labels 1 left and 2 right where the mask holds just these, else 1."""
-    found = np.unique(mask.data)
-    sided = set(found.tolist()) == {0, LEFT, RIGHT}
-    return Volume(mask.data.astype(np.uint8) if sided else (mask.data != 0).astype(np.uint8), mask.affine)
-
-
-def _check_lungs(path: str, lungs: Volume, scan: Scan) -> None:
-    share = np.count_nonzero(lungs.data) / lungs.data.size
-    if share > MOST_OF_SCAN:
-        raise InputError(
-            f"{path}: marks {100 * share:.0f} % of the scan; lungs fill far less: 0 must be outside, and"
-            " 1 (or 1 left, 2 right) the lungs"
-        )
-    values = scan.volume.data[lungs.data != 0]
-    air = float(np.mean(values < -400))
-    if air < AIR_INSIDE:
-        raise InputError(
-            f"{path}: only {100 * air:.0f} % of it is air in {scan.path} (below -400 HU); it does not lie"
-            " on the lungs: is it of another scan, or flipped?"
-        )

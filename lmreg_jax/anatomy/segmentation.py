@@ -22,7 +22,10 @@ Array = NDArray[Any]
 
 WORKING_MM = 2.0  # finer scans are segmented at this spacing: a tenth of the time, the same lungs
 OPEN_AIR_HU = -940.0  # darker is outside air, or gas in stomach and bowel
+FOAM_HU = -900.0  # of mattresses and blankets, -945 to -915; aerated lung is denser in the median
+SEEN_LITRES = 0.1  # of a lung that the field of view cuts in all slices, eroded; blankets trap less air
 OPENING_MM = 3.0  # thinner tissue (clothes, blankets, the table's shell) is no body
+SQUARE = np.ones((3, 3, 1), bool)
 IN_SLICE = ndimage.generate_binary_structure(3, 1) & np.array([False, True, False])
 # Of a voxel in the coarser mask, read trilinearly; between the two the scan's own HU decide. No simple
 # fractions: in voxels of 1.5 mm every fourth share is a quarter, where rounding would choose a side.
@@ -37,14 +40,18 @@ AIRWAY_LITRES = 0.15  # trachea and bronchi hold less; more means that growing l
 LEAST_LITRES = 0.15  # less air is not a lung
 
 
-def segment_lungs(volume: Volume) -> Volume:
+def segment_lungs(volume: Volume, measured: Array | None = None) -> Volume:
     """Lung labels (1 left, 2 right; vessels included, trachea and main bronchi not) of a CT in HU.
 
-    The mask is on the scan's own grid, uint8. Raises InputError where no lung-like air is found.
+    measured: bool [X, Y, Z], see `field_of_view.measured`; lungs end where it does. The mask is on the
+    scan's own grid, uint8. Raises InputError where no lung-like air is found.
     """
     scan = working_scan(volume)
     edges = spacing(scan.affine)
-    body = filled_body(scan.data, edges)
+    shown = np.ones(scan.data.shape, bool)
+    if measured is not None:
+        shown = resample(Volume(measured, volume.affine), shown.shape, scan.affine, order=0, fill=0) > 0
+    body = filled_body(scan.data, edges, shown)
     air = (scan.data < AIR_HU) & body
     if not air.any():
         raise InputError(NO_LUNGS)
@@ -52,8 +59,11 @@ def segment_lungs(volume: Volume) -> Volume:
     parts = _two_lungs(air & ~_dilated(airways, edges, 1.5 * edges.max()), scan.data, edges)
     labels = np.zeros(scan.data.shape, np.uint8)
     for label, part in _sides(parts, body).items():
-        labels[_closed(part, edges) & (labels == 0)] = label
-    return _on_grid_of(volume, Volume(labels, scan.affine))
+        labels[_closed(part, edges) & shown & (labels == 0)] = label
+    out = _on_grid_of(volume, Volume(labels, scan.affine))
+    if measured is not None:
+        out.data[~measured] = 0
+    return out
 
 
 def working_scan(volume: Volume) -> Volume:
@@ -101,37 +111,63 @@ def _profiles(mask: Array) -> list[Array]:
     return [np.asarray(mask.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
 
 
-def filled_body(hu: Array, edges: Array) -> Array:
+def filled_body(hu: Array, edges: Array, shown: Array | None = None) -> Array:
     """The body with all air inside it: the largest piece of tissue, its axial slices filled.
 
     Opened first, so that arms, table and clothes come off; slices are filled one by one since the
-    trachea leaves the scan at its top, and cut-off lungs at its bottom.
+    trachea leaves the scan at its top, and cut-off lungs at its bottom. shown: what was measured.
     """
-    tissue = hu > AIR_HU
-    core = _eroded(tissue, edges, OPENING_MM)
+    shown = np.ones(hu.shape, bool) if shown is None else shown
+    tissue = (hu > AIR_HU) & shown
+    core = _eroded(tissue | ~shown, edges, OPENING_MM) & shown
     body = _dilated(_largest(core), edges, OPENING_MM) & tissue
-    body |= _cut_lung(hu, body)
+    body |= _cut_lung(hu, body, shown, edges)
     return np.asarray(ndimage.binary_fill_holes(body, IN_SLICE))
 
 
-def _cut_lung(hu: Array, body: Array) -> Array:
-    """Lung that a narrow field of view cuts at left or right, so that no tissue closes it there.
+def _cut_lung(hu: Array, body: Array, shown: Array, edges: Array) -> Array:
+    """Lung that the field of view cuts, so that no tissue closes it there: never open air, never foam.
 
-    Of the air sections that touch these sides, but not front or back (open air touches both): those
-    walled by the body and not as dark as open air.
+    Of the air sections that touch the frame, or what was not measured: those walled by the body
+    elsewhere, not as dark as open air, thicker than the partial volumes of a skin, and without a corner
+    of the frame; of a piece of air that is lung in other slices, or by its density.
     """
-    labels, count = ndimage.label(hu < AIR_HU, IN_SLICE)
+    air = (hu < AIR_HU) & shown
+    sections, count = ndimage.label(air, IN_SLICE)
+    # A wall that the opening took off, for being thin between lung and what was not measured, counts too.
+    thin = 1 + int(np.ceil(2 * OPENING_MM / edges[:2].min()))
+    beyond = ndimage.binary_dilation(~shown, IN_SLICE, iterations=thin)
+    beyond[[0, -1]] = beyond[:, [0, -1]] = True
+    touching = np.bincount(sections[beyond], minlength=count + 1) > 0
+    touching[np.intersect1d(sections[[0, -1]], sections[:, [0, -1]])] = False
+    touching[0] = False
     cut = np.zeros(hu.shape, bool)
-    boxes = ndimage.find_objects(labels, count)
-    open_air = np.union1d(labels[:, 0], labels[:, -1])
-    for i in np.setdiff1d(np.union1d(labels[0], labels[-1]), [0, *open_air]):
+    boxes = ndimage.find_objects(sections, count)
+    for i in np.flatnonzero(touching):
         box = tuple(slice(max(s.start - 1, 0), s.stop + 1) for s in boxes[i - 1][:2])
         box = (*box, boxes[i - 1][2])
-        section = ndimage.binary_fill_holes(labels[box] == i, IN_SLICE)  # over its vessels
-        wall = ndimage.binary_dilation(section, IN_SLICE) & ~section
-        if (body[box] & wall).sum() > 0.7 * wall.sum() and np.median(hu[box][section]) > OPEN_AIR_HU:
-            cut[box] |= section
-    return cut
+        own = sections[box] == i
+        if np.median(hu[box][own]) <= OPEN_AIR_HU or not ndimage.binary_erosion(own, SQUARE).any():
+            continue
+        section = ndimage.binary_fill_holes(own, IN_SLICE)  # over its vessels
+        wall = ndimage.binary_dilation(section, IN_SLICE) & ~section & shown[box]
+        if (body[box] & wall).sum() > 0.7 * wall.sum():
+            cut[box] |= section & shown[box]
+    if not cut.any():
+        return cut
+    # Pieces of lung and of what is outside may touch from slice to slice where the wall is cut away: eroded.
+    inner = ndimage.binary_fill_holes(body, IN_SLICE) & air
+    solid = ndimage.binary_erosion(inner | cut & air, SQUARE, iterations=2)
+    pieces, count = ndimage.label(solid)
+    sizes = np.bincount(pieces.ravel(), minlength=count + 1)
+    lung = np.bincount(pieces[inner], minlength=count + 1) > 0.1 * sizes
+    for i in np.setdiff1d(pieces[cut], [0, *np.flatnonzero(lung)]):
+        lung[i] = sizes[i] * np.prod(edges) > 1e6 * SEEN_LITRES and np.median(hu[pieces == i]) > FOAM_HU
+    lung[0] = False
+    sections, count = ndimage.label(cut, IN_SLICE)
+    votes = np.bincount(sections[lung[pieces]], minlength=count + 1)
+    seen = np.bincount(sections[solid], minlength=count + 1)
+    return np.asarray(cut & (2 * votes > seen)[sections])
 
 
 def _airways(hu: Array, air: Array, edges: Array) -> Array:
@@ -182,8 +218,7 @@ def trachea_column(hu: Array, air: Array, edges: Array) -> Array:
 def _two_lungs(air: Array, hu: Array, edges: Array) -> list[Array]:
     """The two lungs, or one mask where there is one: all large pieces of air, parted by side.
 
-    Lungs that a thin bridge joins are eroded until they come apart; then every voxel goes to the
-    nearer core.
+    Lungs that a thin bridge joins are parted; then every voxel goes to the nearer core.
     """
     litre = float(np.prod(edges)) / 1e6
     labels, count = ndimage.label(air)
@@ -194,15 +229,9 @@ def _two_lungs(air: Array, hu: Array, edges: Array) -> list[Array]:
     if not large:
         raise InputError(NO_LUNGS)
     lungs = np.isin(labels, large)
-    cores = _cores(np.where(lungs, labels, 0), edges)
+    cores = parted(np.where(lungs, labels, 0), edges)
     if cores is None:
-        depth = ndimage.distance_transform_edt(lungs, sampling=edges)
-        for radius in np.arange(1.0, 16.0) * edges.min():
-            cores = _cores(ndimage.label(depth > radius)[0], edges)
-            if cores is not None:
-                break
-        else:
-            return [lungs]
+        return [lungs]
     box = ndimage.find_objects(lungs.astype(np.uint8))[0]
     nearest = ndimage.distance_transform_edt(
         cores[box] == 0, sampling=edges, return_distances=False, return_indices=True
@@ -210,6 +239,19 @@ def _two_lungs(air: Array, hu: Array, edges: Array) -> list[Array]:
     owner = np.zeros_like(cores)
     owner[box] = cores[box][tuple(nearest)]
     return [lungs & (owner == i) for i in (1, 2)]
+
+
+def parted(labels: Array, edges: Array) -> Array | None:
+    """Cores of the two lungs (1, 2) among the pieces of a mask, eroded until they come apart; or None."""
+    cores = _cores(labels, edges)
+    if cores is not None:
+        return cores
+    depth = ndimage.distance_transform_edt(labels > 0, sampling=edges)
+    for radius in np.arange(1.0, 16.0) * edges.min():
+        cores = _cores(ndimage.label(depth > radius)[0], edges)
+        if cores is not None:
+            return cores
+    return None
 
 
 def _cores(labels: Array, edges: Array) -> Array | None:

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lmreg_jax.affine.moments import Moments, mask_moments
-from lmreg_jax.anatomy.chest import Side, read_side, sided
-from lmreg_jax.anatomy.lungs import cut_off
+from lmreg_jax.anatomy.chest import Side, read_side
+from lmreg_jax.anatomy.lungs import LEFT, RIGHT
 from lmreg_jax.cohort.options import Options
 from lmreg_jax.cohort.table import Row
 from lmreg_jax.errors import InputError
@@ -100,7 +100,7 @@ def _side(scan: Scan, row: Row, options: Options) -> tuple[Side | None, tuple[st
     mask = None if row.lungs is None or options.lungs == "segment" else _mask_on(scan, row.lungs)
     required = options.lungs in ("segment", "required")
     if not required and not looks_like_ct(scan.volume):
-        return (None if mask is None else Side(scan, sided(mask.volume), "given", (), ())), scan.notes
+        return (None if mask is None else Side(scan, _sided(mask.volume), "given", (), ())), scan.notes
     try:
         side = read_side(scan, mask)
     except InputError as error:
@@ -108,6 +108,13 @@ def _side(scan: Scan, row: Row, options: Options) -> tuple[Side | None, tuple[st
             raise
         return None, (*scan.notes, str(error))
     return side, side.warnings
+
+
+def _sided(mask: Volume) -> Volume:
+    """Labels 1 left and 2 right where the mask holds just these, else 1: no picture in HU tells more."""
+    if set(np.unique(mask.data).tolist()) == {0, LEFT, RIGHT}:
+        return Volume(mask.data.astype(np.uint8), mask.affine)
+    return Volume((mask.data != 0).astype(np.uint8), mask.affine)
 
 
 def _mask_on(scan: Scan, path: Path) -> Scan:
@@ -137,7 +144,7 @@ def _packed(side: Side, row: Row) -> Lungs:
     except InputError as error:
         raise InputError(f"{row.lungs or row.image}: {error}") from error
     packed = zlib.compress(np.ascontiguousarray(data, np.uint8).data, 1)
-    return Lungs(packed, data.shape, affine, side.source, side.litres, bool(cut_off(side.lungs)), moments)
+    return Lungs(packed, data.shape, affine, side.source, side.litres, bool(side.cut_off), moments)
 
 
 def _points(path: Path | None, scan: Scan) -> Points:

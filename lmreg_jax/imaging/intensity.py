@@ -51,12 +51,12 @@ def fill_missing(
     )
 
 
-def looks_like_ct(volume: Volume) -> bool:
-    """Whether the intensities can be Hounsfield units: much air, much soft tissue."""
+def looks_like_ct(volume: Volume, least_air: float = 0.03) -> bool:
+    """Whether the intensities can be Hounsfield units: much air (share `least_air`), much soft tissue."""
     sample = volume.data[::3, ::3, ::3]
     air = np.mean((sample > -1100) & (sample < -400))
     tissue = np.mean((sample > -150) & (sample < 200))
-    return bool(sample.min() < -700 and air > 0.03 and tissue > 0.03)
+    return bool(sample.min() < -700 and air > least_air and tissue > 0.03)
 
 
 AIR_HU = -400.0  # between lung (about -850) and tissue (about 40), where half a voxel is either

@@ -12,12 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from lmreg_jax.affine import moments as alignment
 from lmreg_jax.affine.reference import ReferenceLungs
-from lmreg_jax.anatomy.lungs import cut_off
 from lmreg_jax.imaging import intensity
-from lmreg_jax.imaging.resampling import downsample, inside
+from lmreg_jax.imaging.resampling import downsample, inside, resample
 from lmreg_jax.imaging.volume import Volume, bounding_box_mm, centred_grid, lung_centred_grid
 from lmreg_jax.registration.guidance import NO_POINTS, NONE, Guidance, Points, on_grid
 
@@ -26,6 +26,7 @@ Array = NDArray[Any]
 REFINE_MM = 4.0  # grid of the refinement, unless the model's is finer
 FREE_MARGIN_MM = 40.0  # around the lungs, where no model sets the grid: chest wall and diaphragm
 SIZES = 16  # such grids have multiples of this many voxels along each axis
+WALL_MM = 8.0  # around a lung that only one scan shows: its pleura and the ribs that follow it
 SCALE_LIMITS = (0.6, 1.6)  # of the grid's spacing over the model's; adults differ less
 
 
@@ -58,16 +59,18 @@ def model_frame(
     spacing_mm: tuple[float, float, float],
     reference: ReferenceLungs | None,
     scans: tuple[Volume, Volume] | None = None,
+    *,
+    moving_is_whole: bool = False,
 ) -> Frame:
     """The model's grid, placed in fixed RAS mm so that the lungs lie as they lay in its training.
 
     Mean and sd of the lungs along each axis are those of `reference` (grid mm); without it the grid
-    keeps its spacing and is centred on them. Where only the fixed scan cuts the lungs off, the moving
-    ones, aligned, stand for them. scans: both in HU, for the lungs' surface within a voxel.
+    keeps its spacing and is centred on them. moving_is_whole: only the fixed scan cuts the lungs off; the
+    moving ones, aligned, stand for them. scans: both in HU, for the lungs' surface within a voxel.
     """
     fixed_scan, moving_scan = scans or (None, None)
     lungs, scan, place = fixed_lungs, fixed_scan, np.eye(4)
-    if cut_off(fixed_lungs) and not cut_off(moving_lungs):
+    if moving_is_whole:
         lungs, scan, place = moving_lungs, moving_scan, np.linalg.inv(pull)
     if reference is None:
         edges = np.asarray(spacing_mm, np.float64)
@@ -108,16 +111,35 @@ def coarser(frame: Frame) -> Frame:
     return Frame((x, y, z), frame.affine @ np.diag([2.0, 2.0, 2.0, 1.0]))
 
 
-def on_frame(fixed: Volume, moving: Volume, pull: Array, frame: Frame, guidance: Guidance = NONE) -> Pair:
+def on_frame(
+    fixed: Volume,
+    moving: Volume,
+    pull: Array,
+    frame: Frame,
+    guidance: Guidance = NONE,
+    measured: tuple[Array | None, Array | None] = (None, None),
+    lost: tuple[Volume | None, Volume | None] = (None, None),
+) -> Pair:
     """Both windowed scans on one grid, each shown where the other has no data; the points that guide.
+
+    measured: see `field_of_view.measured`. lost: lungs, on each scan's grid, that the other scan lacks:
+    nothing is compared there.
 
     Comparing a scan's end with the other's lung would pull the lung onto it; see
     `intensity.fill_missing`.
     """
     images, known = [], []
-    for volume, matrix in ((fixed, np.eye(4)), (moving, pull)):
+    for volume, shown, matrix in ((fixed, measured[0], np.eye(4)), (moving, measured[1], pull)):
         images.append(downsample(volume, frame.shape, frame.affine, fill=0.0, pull=matrix))
         known.append(inside(volume, frame.shape, frame.affine, pull=matrix))
+        if shown is not None:  # no voxel that the filter mixes with padding
+            share = Volume(shown.astype(np.float32), volume.affine)
+            known[-1] &= downsample(share, frame.shape, frame.affine, fill=1.0, pull=matrix) > 0.98
+    for lung, other, matrix in zip(lost, known[::-1], (np.eye(4), pull), strict=True):
+        if lung is not None:
+            gone = resample(lung, frame.shape, frame.affine, order=0, fill=0, pull=matrix) > 0
+            steps = max(1, round(WALL_MM / float(frame.spacing.min())))
+            other &= ~ndimage.binary_dilation(gone, iterations=steps)
     images = list(intensity.fill_missing(images[0], images[1], known[0], known[1]))
     f, m = (jnp.asarray(image, jnp.float32) for image in images)
     points = on_grid(guidance, pull, frame.affine)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lmreg_jax.anatomy.chest import Side
-from lmreg_jax.anatomy.lungs import LEFT, RIGHT
+from lmreg_jax.anatomy.lungs import NAMES
 from lmreg_jax.evaluation import metrics
 from lmreg_jax.imaging.transforms import (
     Transform,
@@ -35,15 +35,19 @@ def dice(fixed: Side, moving: Side, transforms: Mapping[str, Transform]) -> dict
     # Labels counted from 1, so that 0 is what no voxel of the moving scan reaches: one pass tells both.
     own = fixed.lungs.data.astype(np.uint8) + np.uint8(1)
     other = Volume(moving.lungs.data.astype(np.uint8) + np.uint8(1), moving.lungs.affine)
-    warped, common = {}, np.ones(shape, bool)
+    if moving.measured is not None:
+        other.data[~moving.measured] = 0
+    warped, common = {}, np.ones(shape, bool) if fixed.measured is None else fixed.measured.copy()
     for name, transform in transforms.items():
         warped[name] = warp_labels(transform, other, shape, affine)
         common &= warped[name] > 0
     for counted in (own, *warped.values()):
         counted[~common] = 1
         counted -= 1
-    sided = all(np.any(side.lungs.data == RIGHT) for side in (fixed, moving))
-    labels = {"both": None, "left": LEFT, "right": RIGHT} if sided else {"both": None}
+    labels: dict[str, int | None] = {"both": None}
+    for label, name in NAMES.items():
+        if all(np.any(side.lungs.data == label) for side in (fixed, moving)):
+            labels[name] = label
     return {
         key: {name: metrics.dice(own, w, label) for name, w in warped.items()}
         for key, label in labels.items()

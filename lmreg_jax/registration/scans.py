@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from lmreg_jax.affine import reference
 from lmreg_jax.affine.landmarks import with_landmarks
-from lmreg_jax.affine.pairwise import Affine, align_pair
+from lmreg_jax.affine.pairwise import Affine, align_pair, common_lungs
 from lmreg_jax.affine.reference import ReferenceLungs
 from lmreg_jax.anatomy.chest import Side, check_pair
-from lmreg_jax.anatomy.lungs import cut_off
+from lmreg_jax.anatomy.lungs import NAMES
 from lmreg_jax.cohort.case import windowed
 from lmreg_jax.core.objective import Objective
 from lmreg_jax.core.settings import own_settings
@@ -127,7 +127,9 @@ def register_sides(
     images = [_windowed(side.scan.volume, model) for side in (fixed, moving)]
     say("affine alignment")
     scans = fixed.scan.volume, moving.scan.volume
-    found = align_pair(images[0], images[1], fixed.lungs, moving.lungs, affine, scans)
+    measured = fixed.measured, moving.measured
+    found = align_pair(images[0], images[1], fixed.lungs, moving.lungs, affine, scans, measured)
+    lost = _lost(fixed.lungs, moving.lungs)
     notes = [*found.notes, *_missing(fixed, moving)]
     guidance = NONE
     if guide is not None:
@@ -138,7 +140,7 @@ def register_sides(
         notes += [f"point {name} is not used: {reason}" for name, reason in guidance.dropped.items()]
 
     def on_frame(frame: grid.Frame) -> grid.Pair:
-        return grid.on_frame(images[0], images[1], found.pull, frame, guidance)
+        return grid.on_frame(images[0], images[1], found.pull, frame, guidance, measured, lost)
 
     if model is None:
         frame = grid.free_frame(fixed.lungs, moving.lungs, found.pull)
@@ -206,14 +208,25 @@ def _model_frame(fixed: Side, moving: Side, pull: Array, model: Model, notes: li
         )
     spacing = configuration.spacing_mm(model.register.config)
     scans = fixed.scan.volume, moving.scan.volume
-    return grid.model_frame(fixed.lungs, moving.lungs, pull, (x, y, z), spacing, model.lungs, scans)
+    whole = bool(fixed.cut_off) and not moving.cut_off
+    return grid.model_frame(
+        fixed.lungs, moving.lungs, pull, (x, y, z), spacing, model.lungs, scans, moving_is_whole=whole
+    )
+
+
+def _lost(fixed: Volume, moving: Volume) -> tuple[Volume | None, Volume | None]:
+    """The lungs of each scan that are not compared, since the other scan lacks them; None: none."""
+    labels = [label for label in NAMES if label not in common_lungs(fixed, moving)]
+    masks = [Volume(np.isin(mask.data, labels), mask.affine) for mask in (fixed, moving)] if labels else []
+    first, second = (mask if mask.data.any() else None for mask in masks) if masks else (None, None)
+    return first, second
 
 
 def _missing(fixed: Side, moving: Side) -> list[str]:
     """What is said of lungs that a scan cuts off."""
     notes = []
     for role, side, other in (("fixed", fixed, "moving"), ("moving", moving, "fixed")):
-        for end in cut_off(side.lungs):
+        for end in side.cut_off:
             notes.append(
                 f"the {role} scan cuts off the lungs' {end}: where it has no data nothing is compared,"
                 f" and the {other} scan's tissue follows its surroundings there"

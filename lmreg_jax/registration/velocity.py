@@ -32,6 +32,7 @@ FINE_INTEGRATION_MM = 2.7  # or than this, where on the former the two direction
 INVERSE_MM = 0.18  # more than this (95th percentile of |T^-1(T(x)) - x|)
 INVERSE_WANTED_MM = 0.2  # what forward and inverse may differ by (95th percentile); more is said
 SQUARINGS = 9  # 2^-9 of |v| |grad v| is the error: 0.01 mm for 20 mm at a strain of 0.3
+WALL_MM = 8.0  # around a lung that only one scan shows: its pleura and the ribs that follow it
 SAMPLES = 8  # draws of the velocity for its standard deviation in mm
 
 
