@@ -29,10 +29,10 @@ class ReferenceLungs(NamedTuple):
     sd_mm: NDArray[Any]
 
 
-def of_masks(masks: Iterable[NDArray[Any]], spacing_mm: Sequence[float]) -> ReferenceLungs | None:
+def of_masks(masks: Iterable[NDArray[Any] | None], spacing_mm: Sequence[float]) -> ReferenceLungs | None:
     """Averaged over lung masks [X, Y, Z] on one grid, all of equal weight; None where there is none."""
     grid = np.diag([*spacing_mm, 1.0])
-    moments = [mask_moments(Volume(mask, grid)) for mask in masks if mask.any()]
+    moments = [mask_moments(Volume(mask, grid)) for mask in masks if mask is not None and mask.any()]
     if not moments:
         return None
     return ReferenceLungs(

@@ -21,6 +21,7 @@ Array = NDArray[Any]
 COARSE_MM = 4.0  # voxels are picked, not averaged
 INTACT = 0.45  # of the larger lung the smaller one holds at least
 BONE_HU = 180.0
+TALL = 0.45  # height of the lungs shown over their width, at least: bases alone taper the other way
 SPINE = 0.6  # share of slices with their midline bone in front, less that with it behind: 0.9 and more
 TRACHEA_CM2 = (0.3, 9.0)
 UPRIGHT = 2.0  # evidence for head and feet: 2.3 and more in whole scans, -1.2 and more in cut ones
@@ -76,16 +77,17 @@ def orientation(scan: Volume, lungs: Volume) -> Orientation:
     box = ndimage.find_objects((labels > 0).astype(np.uint8))[0]
     x, y = ((s.start + s.stop - 1) / 2 for s in box[:2])
     width, _, height = (s.stop - s.start for s in box)
+    tall = height * edges[2] > TALL * width * edges[0]
     band = slice(max(int(x - 0.2 * width) + 1, 0), int(x + 0.2 * width) + 1)
     spine = hu[band, :, box[2]] > BONE_HU
     rows = np.arange(spine.shape[1])[None, :, None]
     behind, before = (np.count_nonzero(spine & part, axis=(0, 1)) for part in (rows < y, rows > y))
     front = float(np.mean(np.sign(behind - before))) if spine.any() else None
     up = None
-    if front is not None and abs(front) > SPINE:
+    if tall and front is not None and abs(front) > SPINE:
         up = _upright(labels[box] > 0, np.sign(front)) + np.clip(_column_mm(hu, x, box, edges) / 25, -3, 3)
     right = None
-    if front is not None and front > SPINE:
+    if tall and front is not None and front > SPINE:
         middle = band.start + float(np.mean(np.nonzero(spine & (rows < y))[0]))
         lower = slice(box[2].start + int(0.1 * height), box[2].start + height // 2)
         leftward = (middle - _heart(hu, labels, (int(y), box[1].stop), lower)) / width
@@ -153,9 +155,9 @@ def _column_mm(hu: Array, x: float, box: tuple[slice, ...], edges: Array) -> flo
 
 def _heart(hu: Array, labels: Array, depth: tuple[int, int], height: slice) -> float:
     """Mean x, voxels, of the tissue between the lungs, in their front half and some of their height."""
-    part: Array = np.asarray(labels[:, depth[0] : depth[1], height] > 0)
+    part: NDArray[np.bool_] = np.asarray(labels[:, depth[0] : depth[1], height] > 0)
     between: Array = np.maximum.accumulate(part, 0) & np.flip(np.maximum.accumulate(np.flip(part, 0), 0), 0)
-    tissue: Array = np.asarray(between) & ~part & (hu[:, depth[0] : depth[1], height] > -200)
+    tissue: Array = np.logical_and(between, ~part) & np.asarray(hu[:, depth[0] : depth[1], height] > -200)
     return float(np.mean(np.nonzero(tissue)[0])) if tissue.any() else np.nan
 
 

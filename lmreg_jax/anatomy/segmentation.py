@@ -24,6 +24,8 @@ WORKING_MM = 2.0  # finer scans are segmented at this spacing: a tenth of the ti
 OPEN_AIR_HU = -940.0  # darker is outside air, or gas in stomach and bowel
 FOAM_HU = -900.0  # of mattresses and blankets, -945 to -915; aerated lung is denser in the median
 SEEN_LITRES = 0.1  # of a lung that the field of view cuts in all slices, eroded; blankets trap less air
+CHILD_CM2, ADULT_CM2 = 250.0, 700.0  # of axial sections of the body, arms down or up
+UNEVEN_HU = 400.0  # between the 10th and the 90th percentile; aerated lung: 190 to 330
 OPENING_MM = 3.0  # thinner tissue (clothes, blankets, the table's shell) is no body
 SQUARE = np.ones((3, 3, 1), bool)
 IN_SLICE = ndimage.generate_binary_structure(3, 1) & np.array([False, True, False])
@@ -55,11 +57,12 @@ def segment_lungs(volume: Volume, measured: Array | None = None) -> Volume:
     air = (scan.data < AIR_HU) & body
     if not air.any():
         raise InputError(NO_LUNGS)
-    airways = _airways(scan.data, air, edges)
-    parts = _two_lungs(air & ~_dilated(airways, edges, 1.5 * edges.max()), scan.data, edges)
+    scale = _body_scale(body, edges)
+    airways = _airways(scan.data, air, edges / scale)
+    parts = _two_lungs(air & ~_dilated(airways, edges, 1.5 * edges.max()), scan.data, edges / scale)
     labels = np.zeros(scan.data.shape, np.uint8)
     for label, part in _sides(parts, body).items():
-        labels[_closed(part, edges) & shown & (labels == 0)] = label
+        labels[_closed(part, edges / scale) & shown & (labels == 0)] = label
     out = _on_grid_of(volume, Volume(labels, scan.affine))
     if measured is not None:
         out.data[~measured] = 0
@@ -123,6 +126,16 @@ def filled_body(hu: Array, edges: Array, shown: Array | None = None) -> Array:
     body = _dilated(_largest(core), edges, OPENING_MM) & tissue
     body |= _cut_lung(hu, body, shown, edges)
     return np.asarray(ndimage.binary_fill_holes(body, IN_SLICE))
+
+
+def _body_scale(body: Array, edges: Array) -> float:
+    """An infant's width of body over an adult's; 1 from CHILD_CM2 on, which a narrow field of view shows too.
+
+    Lengths and volumes below are an adult's: an infant is taken for an adult in larger voxels.
+    """
+    areas = np.count_nonzero(body, axis=(0, 1)) * float(edges[0] * edges[1]) / 100
+    area = float(np.median(areas[areas > 0]))
+    return 1.0 if area > CHILD_CM2 else float(np.sqrt(area / ADULT_CM2))
 
 
 def _cut_lung(hu: Array, body: Array, shown: Array, edges: Array) -> Array:
@@ -228,6 +241,7 @@ def _two_lungs(air: Array, hu: Array, edges: Array) -> list[Array]:
     large = [i for i in large if sizes[i] > 0.5 or np.median(hu[labels == i]) > OPEN_AIR_HU]
     if not large:
         raise InputError(NO_LUNGS)
+    large = [i for i in large if not _is_bowel(labels == i, labels == max(large, key=lambda k: sizes[k]), hu)]
     lungs = np.isin(labels, large)
     cores = parted(np.where(lungs, labels, 0), edges)
     if cores is None:
@@ -239,6 +253,19 @@ def _two_lungs(air: Array, hu: Array, edges: Array) -> list[Array]:
     owner = np.zeros_like(cores)
     owner[box] = cores[box][tuple(nearest)]
     return [lungs & (owner == i) for i in (1, 2)]
+
+
+def _is_bowel(piece: Array, lung: Array, hu: Array) -> bool:
+    """Whether a piece of air is gas or stool: below the diaphragm, and too dark or too uneven for lung.
+
+    lung: the largest piece, which it is compared with.
+    """
+    heights = np.flatnonzero(lung.any((0, 1)))
+    column = np.count_nonzero(lung, axis=(0, 1))[heights]
+    base = heights[np.searchsorted(np.cumsum(column), 0.1 * column.sum())]
+    middle = float(np.mean(np.nonzero(piece)[2]))
+    low, median, high = np.percentile(hu[piece], (10, 50, 90))
+    return bool(middle < base and (median < OPEN_AIR_HU or high - low > UNEVEN_HU))
 
 
 def parted(labels: Array, edges: Array) -> Array | None:

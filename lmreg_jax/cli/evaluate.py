@@ -95,7 +95,7 @@ def _check(args: argparse.Namespace) -> None:
 def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     """All figures, ready for JSON; what is not known is None. Raises InputError."""
     from lmreg_jax.imaging.transforms import identity_transform
-    from lmreg_jax.io.read import read_mask, read_scan
+    from lmreg_jax.io.read import read_scan
     from lmreg_jax.io.transforms import read_transform
 
     clock = Clock(quiet=not sys.stderr.isatty())
@@ -105,7 +105,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     points = _points(args, fixed, moving) if args.fixed_landmarks else None
     masks = None
     if args.fixed_mask:
-        masks = read_mask(args.fixed_mask, fixed), read_mask(args.moving_mask, moving)
+        masks = _mask(args.fixed_mask, fixed), _mask(args.moving_mask, moving)
     clock.say("without the transform")
     columns = {"identity": _measure(identity_transform(), fixed, points, masks)}
     if transform is not None:
@@ -120,6 +120,23 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     }
     answer: dict[str, Any] = plain(result)
     return answer
+
+
+def _mask(path: str, scan: Scan) -> Volume:
+    """A mask on the grid of its scan; that of two lungs checked against a CT."""
+    import numpy as np
+
+    from lmreg_jax.anatomy.sides import given_lungs
+    from lmreg_jax.imaging.intensity import looks_like_ct
+    from lmreg_jax.io.read import read_mask
+
+    mask = read_mask(path, scan)
+    if set(np.unique(mask.data).tolist()) != {0, 1, 2} or not looks_like_ct(scan.volume):
+        return mask
+    lungs, notes = given_lungs(path, mask, scan.volume)
+    for note in notes:
+        print(f"note: {path}: {note}", file=sys.stderr)
+    return lungs
 
 
 def table(result: dict[str, Any]) -> str:

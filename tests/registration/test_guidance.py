@@ -16,10 +16,10 @@ FIXED = dict(zip(NAMES, RNG.uniform(-50, 50, (8, 3)), strict=True))
 
 def sides(shift: float = 3.0, **wrong: float) -> tuple[guidance.Weighted, guidance.Weighted]:
     """Both scans' points: the moving ones where PULL takes them, `shift` mm in x, some further off."""
-    moving = {
-        name: (np.add(apply_affine(PULL, p), (shift + wrong.get(name, 0.0), 0, 0)), 0.8)
-        for name, p in FIXED.items()
-    }
+    moving = {}
+    for name, p in FIXED.items():
+        off = (shift + wrong.get(name, 0.0), 0, 0)
+        moving[name] = (np.add(apply_affine(PULL, p), off), 0.8)
     return {name: (p, 1.0) for name, p in FIXED.items()}, moving
 
 
