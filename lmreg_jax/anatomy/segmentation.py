@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from lmreg_jax.anatomy._morphology import dilated, eroded, largest, profiles
+from lmreg_jax.anatomy._two_lungs import sides, two_lungs
 from lmreg_jax.anatomy.lungs import LEFT, RIGHT
 from lmreg_jax.errors import InputError
 from lmreg_jax.imaging.intensity import AIR_HU
@@ -32,7 +34,6 @@ IN_SLICE = ndimage.generate_binary_structure(3, 1) & np.array([False, True, Fals
 # Of a voxel in the coarser mask, read trilinearly; between the two the scan's own HU decide. No simple
 # fractions: in voxels of 1.5 mm every fourth share is a quarter, where rounding would choose a side.
 SURELY_OUT, SURELY_IN = 0.17, 0.83
-SMALL_BALL = 64  # voxels; up to here a ball tried at each voxel beats a map of distances (25 times at 19)
 VESSEL_MM = 8.0  # closing radius: hilar vessels are up to 15 mm wide
 NO_LUNGS = (
     "no lungs found: there is no air inside a body; the scan must be a chest CT in HU (or give "
@@ -59,9 +60,9 @@ def segment_lungs(volume: Volume, measured: Array | None = None) -> Volume:
         raise InputError(NO_LUNGS)
     scale = _body_scale(body, edges)
     airways = _airways(scan.data, air, edges / scale)
-    parts = _two_lungs(air & ~_dilated(airways, edges, 1.5 * edges.max()), scan.data, edges / scale)
+    parts = two_lungs(air & ~dilated(airways, edges, 1.5 * edges.max()), scan.data, edges / scale)
     labels = np.zeros(scan.data.shape, np.uint8)
-    for label, part in _sides(parts, body).items():
+    for label, part in sides(parts, body).items():
         labels[_closed(part, edges / scale) & shown & (labels == 0)] = label
     out = _on_grid_of(volume, Volume(labels, scan.affine))
     if measured is not None:
@@ -96,7 +97,7 @@ def _on_grid_of(volume: Volume, labels: Volume) -> Volume:
         if not (labels.data == label).any():
             continue
         # Where the label reaches, a coarser voxel around it included: the rest of a scan is large.
-        ends = [(np.flatnonzero(found)[[0, -1]] + (-1, 1)) for found in _profiles(labels.data == label)]
+        ends = [(np.flatnonzero(found)[[0, -1]] + (-1, 1)) for found in profiles(labels.data == label)]
         corners = apply_affine(to_scan, np.stack(np.meshgrid(*ends, indexing="ij"), -1).reshape(-1, 3))
         low = np.maximum(np.floor(corners.min(0)).astype(int), 0)
         high = np.minimum(np.ceil(corners.max(0)).astype(int) + 1, out.shape)
@@ -109,11 +110,6 @@ def _on_grid_of(volume: Volume, labels: Volume) -> Volume:
     return Volume(out, volume.affine)
 
 
-def _profiles(mask: Array) -> list[Array]:
-    """Along each axis, where a mask [X, Y, Z] holds anything."""
-    return [np.asarray(mask.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
-
-
 def filled_body(hu: Array, edges: Array, shown: Array | None = None) -> Array:
     """The body with all air inside it: the largest piece of tissue, its axial slices filled.
 
@@ -122,8 +118,8 @@ def filled_body(hu: Array, edges: Array, shown: Array | None = None) -> Array:
     """
     shown = np.ones(hu.shape, bool) if shown is None else shown
     tissue = (hu > AIR_HU) & shown
-    core = _eroded(tissue | ~shown, edges, OPENING_MM) & shown
-    body = _dilated(_largest(core), edges, OPENING_MM) & tissue
+    core = eroded(tissue | ~shown, edges, OPENING_MM) & shown
+    body = dilated(largest(core), edges, OPENING_MM) & tissue
     body |= _cut_lung(hu, body, shown, edges)
     return np.asarray(ndimage.binary_fill_holes(body, IN_SLICE))
 
@@ -228,139 +224,15 @@ def trachea_column(hu: Array, air: Array, edges: Array) -> Array:
     return np.asarray(labels == best) if best else np.zeros(air.shape, bool)
 
 
-def _two_lungs(air: Array, hu: Array, edges: Array) -> list[Array]:
-    """The two lungs, or one mask where there is one: all large pieces of air, parted by side.
-
-    Lungs that a thin bridge joins are parted; then every voxel goes to the nearer core.
-    """
-    litre = float(np.prod(edges)) / 1e6
-    labels, count = ndimage.label(air)
-    sizes = np.bincount(labels.ravel(), minlength=count + 1) * litre
-    large = [i for i in range(1, count + 1) if sizes[i] >= LEAST_LITRES]
-    # Gas in stomach and bowel; half a litre as dark as that is an emphysematous lung.
-    large = [i for i in large if sizes[i] > 0.5 or np.median(hu[labels == i]) > OPEN_AIR_HU]
-    if not large:
-        raise InputError(NO_LUNGS)
-    large = [i for i in large if not _is_bowel(labels == i, labels == max(large, key=lambda k: sizes[k]), hu)]
-    lungs = np.isin(labels, large)
-    cores = parted(np.where(lungs, labels, 0), edges)
-    if cores is None:
-        return [lungs]
-    box = ndimage.find_objects(lungs.astype(np.uint8))[0]
-    nearest = ndimage.distance_transform_edt(
-        cores[box] == 0, sampling=edges, return_distances=False, return_indices=True
-    )
-    owner = np.zeros_like(cores)
-    owner[box] = cores[box][tuple(nearest)]
-    return [lungs & (owner == i) for i in (1, 2)]
-
-
-def _is_bowel(piece: Array, lung: Array, hu: Array) -> bool:
-    """Whether a piece of air is gas or stool: below the diaphragm, and too dark or too uneven for lung.
-
-    lung: the largest piece, which it is compared with.
-    """
-    heights = np.flatnonzero(lung.any((0, 1)))
-    column = np.count_nonzero(lung, axis=(0, 1))[heights]
-    base = heights[np.searchsorted(np.cumsum(column), 0.1 * column.sum())]
-    middle = float(np.mean(np.nonzero(piece)[2]))
-    low, median, high = np.percentile(hu[piece], (10, 50, 90))
-    return bool(middle < base and (median < OPEN_AIR_HU or high - low > UNEVEN_HU))
-
-
-def parted(labels: Array, edges: Array) -> Array | None:
-    """Cores of the two lungs (1, 2) among the pieces of a mask, eroded until they come apart; or None."""
-    cores = _cores(labels, edges)
-    if cores is not None:
-        return cores
-    depth = ndimage.distance_transform_edt(labels > 0, sampling=edges)
-    for radius in np.arange(1.0, 16.0) * edges.min():
-        cores = _cores(ndimage.label(depth > radius)[0], edges)
-        if cores is not None:
-            return cores
-    return None
-
-
-def _cores(labels: Array, edges: Array) -> Array | None:
-    """The two largest pieces as labels 1 and 2, if they can be the two lungs, else None.
-
-    They can where the smaller holds a tenth of the larger, their centres lie 60 mm apart in x, and
-    neither reaches past the other's centre (as both lungs in one piece would).
-    """
-    sizes = np.bincount(labels.ravel())
-    sizes[0] = 0
-    if np.count_nonzero(sizes) < 2:
-        return None
-    pair = np.argsort(sizes)[-2:]
-    if sizes[pair[0]] < 0.1 * sizes[pair[1]]:
-        return None
-    profiles = [np.count_nonzero(labels == i, axis=(1, 2)) for i in pair]
-    x = np.arange(labels.shape[0]) * edges[0]
-    first, second = (float(np.average(x, weights=profile)) for profile in profiles)
-    if abs(first - second) < 60:
-        return None
-    side = np.sign(second - first)
-    past = (
-        profiles[0][side * (x - second) > 0].sum() / profiles[0].sum(),
-        profiles[1][side * (x - first) < 0].sum() / profiles[1].sum(),
-    )
-    if max(past) > 0.1:
-        return None
-    return np.asarray((labels == pair[0]) + 2 * (labels == pair[1]), np.uint8)
-
-
-def _sides(parts: list[Array], body: Array) -> dict[int, Array]:
-    """{label: mask}. In RAS+ x grows to the right: the part at larger x is the right lung."""
-    centres = [ndimage.center_of_mass(part)[0] for part in parts]
-    if len(parts) == 1:
-        middle = ndimage.center_of_mass(body)[0]
-        return {RIGHT if centres[0] > middle else LEFT: parts[0]}
-    left, right = np.argsort(centres)
-    return {LEFT: parts[left], RIGHT: parts[right]}
-
-
 def _closed(mask: Array, edges: Array) -> Array:
     """The mask with vessels and holes filled: closing by a ball of VESSEL_MM, inside its box."""
     box = ndimage.find_objects(mask.astype(np.uint8))[0]
     margin = np.ceil(VESSEL_MM / edges).astype(int) + 1
     # Room on all sides, beyond the scan too: what grows up to a face could not shrink back from it.
     part = np.pad(mask[box], [(m, m) for m in margin])
-    grown = _dilated(part, edges, VESSEL_MM)
-    closed = _eroded(grown, edges, VESSEL_MM)
+    grown = dilated(part, edges, VESSEL_MM)
+    closed = eroded(grown, edges, VESSEL_MM)
     inner = tuple(slice(m, -m) for m in margin)
     out = np.zeros(mask.shape, bool)
     out[box] = ndimage.binary_fill_holes(closed | part)[inner]
     return out
-
-
-def _dilated(mask: Array, edges: Array, radius: float) -> Array:
-    """All voxels within `radius` mm of the mask."""
-    if not mask.any():
-        return mask
-    ball = _ball(edges, radius)
-    if np.count_nonzero(ball) <= SMALL_BALL:
-        return np.asarray(ndimage.binary_dilation(mask, ball))
-    return np.asarray(ndimage.distance_transform_edt(~mask, sampling=edges) <= radius)
-
-
-def _eroded(mask: Array, edges: Array, radius: float) -> Array:
-    """The mask's voxels that lie further than `radius` mm from all others; a face of the scan is none."""
-    ball = _ball(edges, radius)
-    if np.count_nonzero(ball) <= SMALL_BALL:
-        return np.asarray(ndimage.binary_erosion(mask, ball, border_value=1))
-    return np.asarray(ndimage.distance_transform_edt(mask, sampling=edges) > radius)
-
-
-def _ball(edges: Array, radius: float) -> Array:
-    """The voxels, bool [2 n + 1] along each axis, whose centres lie within `radius` mm of the middle."""
-    steps = [np.arange(-n, n + 1) * edge for n, edge in zip((radius / edges).astype(int), edges, strict=True)]
-    return np.asarray(np.sqrt(sum(x**2 for x in np.ix_(*steps))) <= radius)
-
-
-def _largest(mask: Array) -> Array:
-    labels, count = ndimage.label(mask)
-    if count == 0:
-        raise InputError("no body found: the scan must be a chest CT in HU")
-    sizes = np.bincount(labels.ravel())
-    sizes[0] = 0
-    return np.asarray(labels == np.argmax(sizes))

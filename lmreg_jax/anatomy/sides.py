@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from lmreg_jax.anatomy._two_lungs import parted
 from lmreg_jax.anatomy.lungs import LEFT, RIGHT
-from lmreg_jax.anatomy.segmentation import parted
 from lmreg_jax.errors import InputError
 from lmreg_jax.imaging.intensity import AIR_HU
 from lmreg_jax.imaging.resampling import resample

@@ -7,8 +7,9 @@ import pytest
 from scipy.spatial import KDTree
 
 from lmreg_jax.affine import moments
+from lmreg_jax.anatomy._morphology import dilated, eroded
 from lmreg_jax.anatomy.lungs import cut_off, lung_report
-from lmreg_jax.anatomy.segmentation import _dilated, _eroded, segment_lungs
+from lmreg_jax.anatomy.segmentation import segment_lungs
 from lmreg_jax.errors import InputError
 from lmreg_jax.imaging.intensity import looks_like_ct, window, window_percentile
 from lmreg_jax.imaging.volume import Volume, apply_affine, lung_centred_grid
@@ -142,8 +143,8 @@ def test_growing_and_shrinking_are_by_distance(edges, radius):
     at = np.indices(mask.shape).reshape(3, -1).T * edges
     nearest, _ = KDTree(at[mask.ravel()]).query(at)
     reached = (nearest <= radius).reshape(mask.shape)
-    np.testing.assert_array_equal(_dilated(mask, np.array(edges), radius), reached)
-    np.testing.assert_array_equal(_eroded(~mask, np.array(edges), radius), ~reached)
+    np.testing.assert_array_equal(dilated(mask, np.array(edges), radius), reached)
+    np.testing.assert_array_equal(eroded(~mask, np.array(edges), radius), ~reached)
 
 
 def test_no_lungs_in_water_or_air():

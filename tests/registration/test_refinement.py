@@ -15,6 +15,7 @@ from lmreg_jax.core.objective import terms as training_terms
 from lmreg_jax.core.posterior import Posterior
 from lmreg_jax.registration import refinement
 from lmreg_jax.registration.grid import Pair
+from lmreg_jax.registration.variance import laplace_log_variance
 
 SHAPE = (24, 20, 28)
 OBJECTIVE = Objective(precision=1.0, image_sigma=0.05, integration_steps=5)
@@ -240,7 +241,7 @@ def test_laplace_variance_minimises_the_expected_objective() -> None:
         # At v = 0 with no residual the Gauss-Newton second derivative is exact.
         pair = Pair(moving, moving, inside, inside)
         velocity = jnp.zeros((12, 10, 14, 3), jnp.float64)
-        log_variance = refinement.laplace_log_variance(pair, velocity, OBJECTIVE)
+        log_variance = laplace_log_variance(pair, velocity, OBJECTIVE)
         voxels = velocity.size // 3
         degree = prior.degree((12, 10, 14), jnp.float64)
 
@@ -261,6 +262,6 @@ def test_a_flat_image_leaves_the_variance_of_the_prior() -> None:
     flat = jnp.full(SHAPE, 0.5)
     inside = jnp.ones(SHAPE, bool)
     pair = Pair(flat, flat, inside, inside)
-    found = refinement.laplace_log_variance(pair, bump(0.0), OBJECTIVE)
+    found = laplace_log_variance(pair, bump(0.0), OBJECTIVE)
     assert float(jnp.exp(found[5, 5, 5, 0])) == pytest.approx(1 / 6, rel=1e-5)
     assert float(jnp.exp(found[0, 0, 0, 0])) == pytest.approx(1 / 3, rel=1e-5)
