@@ -107,7 +107,7 @@ def run(args: argparse.Namespace) -> None:
     clock = Clock(quiet=args.quiet)
 
     def say(doing: str) -> None:
-        if doing.startswith(("network", "refinement", "integration")):
+        if clock.doing == "affine alignment":
             elastix.stop()  # it holds as much memory as all that follows
         clock.say(doing)
 
