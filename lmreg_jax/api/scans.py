@@ -163,6 +163,9 @@ def register_scans(
     Raises InputError on scans that are no chest CT in HU, identical scans, masks that do not fit, landmarks
     outside their scan or without a common name.
     """
+    paths = [image for image in (fixed, moving) if isinstance(image, str | os.PathLike)]
+    if len(paths) == 2 and all(map(os.path.exists, paths)) and os.path.samefile(*paths):
+        raise InputError(f"{fixed} and {moving}: one and the same; give two different scans")
     start, seconds = time.perf_counter(), {}
     sides = []
     for role, image, mask in (("fixed", fixed, fixed_mask), ("moving", moving, moving_mask)):
@@ -215,5 +218,7 @@ def _landmarks(sources: tuple[Any, Any], scans: tuple[Scan, Scan]) -> tuple[Poin
         sets.append(points)
     if not set(sets[0]) & set(sets[1]):
         names = ", ".join(list(sets[0])[:3]), ", ".join(list(sets[1])[:3])
-        raise InputError(f"the landmarks share no name ({names[0]} ... and {names[1]} ...): names must match")
+        raise InputError(
+            f"the landmarks share no landmark name ({names[0]} ... and {names[1]} ...): names must match"
+        )
     return sets[0], sets[1]

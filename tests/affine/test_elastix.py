@@ -292,9 +292,9 @@ def test_the_command_has_no_process_beside_it_when_it_writes(
     monkeypatch.setattr(Clock, "say", watched)
     output = stand_in / "out"
     words = ["register", *scans, "--output", str(output), "--fixed-mask", masks[0], "--moving-mask", masks[1]]
-    main([*words, "--model", "none", "--affine", "elastix", "--quiet"])
+    main([*words, "--model", "none", "--refine", "0", "--affine", "elastix", "--quiet"])
     assert seen.pop("fixed scan and its lungs") and seen.pop("moving scan and its lungs")
-    assert seen.pop("affine alignment") and not any(seen.values())
+    assert seen.pop("airway landmarks") and seen.pop("affine alignment") and not any(seen.values())
     notes = json.loads((output / "report.json").read_text(encoding="utf-8"))["notes"]
     assert any("elastix failed (implausible" in note for note in notes)
 

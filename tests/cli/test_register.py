@@ -175,11 +175,12 @@ def test_bad_input_ends_in_one_line_and_status_2(
         ([f, m, "--output", tmp_path / "foreign", "--force"], "thesis.tex.*did not write"),
         ([f, f, "--output", new], "one and the same"),
         ([f, m, "--output", new, "--refine", -1], "0 or more"),
-        ([f, m, "--output", new, "--refine-around", "network"], "--refine N"),
-        ([f, m, "--output", new, "--refine-objective", "trained"], "--refine N"),
-        ([f, m, "--output", new, "--refine-objective", "correlation"], "--refine N"),
+        ([f, m, "--output", new, "--refine", 0, "--refine-around", "network"], "--refine N"),
+        ([f, m, "--output", new, "--refine", 0, "--refine-objective", "trained"], "--refine N"),
+        ([f, m, "--output", new, "--refine", 0, "--refine-objective", "correlation"], "--refine N"),
         ([f, m, "--output", new, "--refine", 2, "--refine-around", "network", "--model", "none"], "a model"),
         ([f, m, "--output", new, "--fixed-landmarks", scans / "f.csv"], "belong together"),
+        ([f, m, "--output", new, "--guidance", "given"], "--fixed-landmarks and"),
         ([f, tmp_path / "none.nii.gz", "--output", new], "no such image"),
         ([f, m, "--output", new, "--model", tmp_path], "config.json"),
         ([f, scans / "f_lungs.nii.gz", "--output", new], "no CT in HU"),
@@ -213,7 +214,8 @@ def test_without_simpleitk_all_but_the_h5_files(
 ) -> None:
     monkeypatch.setitem(sys.modules, "SimpleITK", None)  # import raises ImportError
     monkeypatch.setenv("LMREG_MODEL", "none")
-    lmreg(scans / "f.nii.gz", scans / "m.nii.gz", "--output", tmp_path / "out", "--affine", "moments")
+    options = ("--affine", "moments", "--refine", 0)
+    lmreg(scans / "f.nii.gz", scans / "m.nii.gz", "--output", tmp_path / "out", *options)
     written = {path.name for path in (tmp_path / "out").iterdir()}
     assert written == set(FILES) - {"transform.h5", "inverse_transform.h5"}
     said = capsys.readouterr()
