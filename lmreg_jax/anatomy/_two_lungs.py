@@ -9,10 +9,18 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from lmreg_jax.anatomy.lungs import LEFT, RIGHT
-from lmreg_jax.anatomy.segmentation import LEAST_LITRES, NO_LUNGS, OPEN_AIR_HU, UNEVEN_HU
 from lmreg_jax.errors import InputError
 
 Array = NDArray[Any]
+OPEN_AIR_HU = -940.0  # darker is outside air, or gas in stomach and bowel
+UNEVEN_HU = 400.0  # between the 10th and the 90th percentile; aerated lung: 190 to 330
+
+
+NO_LUNGS = (
+    "no lungs found: there is no air inside a body; the scan must be a chest CT in HU (or give "
+    "lung masks, or lungs='none')"
+)
+LEAST_LITRES = 0.15  # less air is not a lung
 
 
 def two_lungs(air: Array, hu: Array, edges: Array) -> list[Array]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from lmreg_jax.anatomy._morphology import dilated, eroded, largest, profiles
-from lmreg_jax.anatomy._two_lungs import sides, two_lungs
+from lmreg_jax.anatomy._two_lungs import NO_LUNGS, OPEN_AIR_HU, sides, two_lungs
 from lmreg_jax.anatomy.lungs import LEFT, RIGHT
 from lmreg_jax.errors import InputError
 from lmreg_jax.imaging.intensity import AIR_HU
@@ -23,11 +23,9 @@ from lmreg_jax.imaging.volume import Volume, apply_affine, spacing
 Array = NDArray[Any]
 
 WORKING_MM = 2.0  # finer scans are segmented at this spacing: a tenth of the time, the same lungs
-OPEN_AIR_HU = -940.0  # darker is outside air, or gas in stomach and bowel
 FOAM_HU = -900.0  # of mattresses and blankets, -945 to -915; aerated lung is denser in the median
 SEEN_LITRES = 0.1  # of a lung that the field of view cuts in all slices, eroded; blankets trap less air
 CHILD_CM2, ADULT_CM2 = 250.0, 700.0  # of axial sections of the body, arms down or up
-UNEVEN_HU = 400.0  # between the 10th and the 90th percentile; aerated lung: 190 to 330
 OPENING_MM = 3.0  # thinner tissue (clothes, blankets, the table's shell) is no body
 SQUARE = np.ones((3, 3, 1), bool)
 IN_SLICE = ndimage.generate_binary_structure(3, 1) & np.array([False, True, False])
@@ -35,12 +33,7 @@ IN_SLICE = ndimage.generate_binary_structure(3, 1) & np.array([False, True, Fals
 # fractions: in voxels of 1.5 mm every fourth share is a quarter, where rounding would choose a side.
 SURELY_OUT, SURELY_IN = 0.17, 0.83
 VESSEL_MM = 8.0  # closing radius: hilar vessels are up to 15 mm wide
-NO_LUNGS = (
-    "no lungs found: there is no air inside a body; the scan must be a chest CT in HU (or give "
-    "lung masks, or lungs='none')"
-)
 AIRWAY_LITRES = 0.15  # trachea and bronchi hold less; more means that growing leaked into a lung
-LEAST_LITRES = 0.15  # less air is not a lung
 
 
 def segment_lungs(volume: Volume, measured: Array | None = None) -> Volume:
