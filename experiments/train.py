@@ -134,7 +134,7 @@ def prepare(
         passes=config.model.passes,
         rematerialise=config.train.rematerialise,
     )
-    params = initial_params(config) if team.lead else configuration.initial_params(config)
+    params = initial_params(config)
     return Run(
         config=config,
         workdir=workdir,
@@ -154,23 +154,21 @@ def prepare(
 
 def restore(run: Run, rows: scalars.Writer) -> tuple[int, TrainState]:
     """The step to start at and the state on the devices: of the latest checkpoint, or the initial one."""
-    first, state, scored = 0, run.initial, True
+    first, state = checkpoint.restore(run.latest, run.initial) or (0, run.initial)
+    run.team.check_alike(run.config, run.pairs, first)
+    state = replicate(run.team.from_lead(state), run.team.devices)
+    if first:
+        log.info("resuming %s at step %d", run.workdir, first)
     if run.team.lead:
-        if (restored := checkpoint.restore(run.latest, state)) is not None:
-            first, state = restored
-            log.info("resuming %s at step %d", run.workdir, first)
-            scored = rows.validated(first) or not due(run.config, first, run.config.train.validate_every)
         provenance.record(run.workdir, run.config, first)
-        rows.rewind(first)
-    run.team.check_alike(run.config, run.pairs)
-    begin, done, state = run.team.from_lead((np.int32(first), np.bool_(scored), state))
-    state = replicate(state, run.team.devices)
-    if run.validation and not done:
-        validate(run, rows, int(begin), state)
+    rows.rewind(first)
+    validating = run.validation and first and due(run.config, first, run.config.train.validate_every)
+    if validating and not run.team.from_lead(np.bool_(rows.validated(first))):
+        validate(run, rows, first, state)
         if run.team.any(run.stop.asked):
             run.team.part()
             raise preemption.Preempted
-    return int(begin), state
+    return first, state
 
 
 def loop(run: Run, rows: scalars.Writer, first: int, state: TrainState) -> None:
@@ -226,7 +224,7 @@ def validate(run: Run, rows: scalars.Writer, done: int, state: TrainState) -> No
 
     In this order: a run that is cut off in between validates again.
     """
-    metrics: dict[str, float] = {}
+    least = checkpoint.metrics(run.best).get("least", np.inf)
     scores: dict[str, float] = {}
     if run.team.lead:
         model = run.register._replace(params=unreplicate(state).params)
@@ -234,15 +232,11 @@ def validate(run: Run, rows: scalars.Writer, done: int, state: TrainState) -> No
             scores = run.supply.scored(
                 lambda usable: evaluation.validation_scores(model, run.cohort, usable), run.validation
             )
-        if scores:
-            score, uncertain = evaluation.to_choose_by(scores)
-            least = checkpoint.metrics(run.best).get("least", np.inf)
-            # The latest that is not worse than the least by more than a standard error [Breiman 1984]: few
-            # subjects validate, and what has been trained longer, at a lower rate, deserves the doubt.
-            if score <= least + uncertain:
-                metrics = {"tre_mm": float(score), "least": float(min(least, score))}
-    if run.team.from_lead(np.bool_(metrics)):
-        checkpoint.save(run.best, done, unreplicate(state), metrics or {"tre_mm": 0.0, "least": 0.0})
+    score, uncertain = evaluation.to_choose_by(scores) if scores else (np.inf, 0.0)
+    # The latest that is not worse than the least by more than a standard error [Breiman 1984]: few
+    # subjects validate, and what has been trained longer, at a lower rate, deserves the doubt.
+    if run.team.from_lead(np.bool_(scores and score <= least + uncertain)):
+        checkpoint.save(run.best, done, unreplicate(state), {"tre_mm": score, "least": min(least, score)})
     if scores:
         rows.add(done, {f"val_{name}": scores[name] for name in scalars.SCORES})
 

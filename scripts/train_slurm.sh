@@ -3,8 +3,7 @@
 #
 #   sbatch --nodes=2 scripts/train_slurm.sh --config=experiments/lung.py:paper --config.train.pairs_per_batch=8
 #
-# pairs_per_batch counts over all GPUs. The workdir needs to be seen by the first node only, the
-# cohort by all. Two minutes before the time is over, and on preemption, every process gets SIGTERM:
+# pairs_per_batch counts over all GPUs. All nodes must see the workdir and the cohort. Two minutes before the time is over, and on preemption, every process gets SIGTERM:
 # the run saves, ends with status 75 and is queued again; it goes on from there by itself.
 #
 #SBATCH --job-name=lmreg

@@ -1,9 +1,9 @@
 """One training by several processes, on one machine or many, joined by `jax.distributed`.
 
 Process 0 leads: it alone validates, evaluates and writes tables. Each process reads its share of
-every batch; checkpoints are orbax's, which all processes save together. A process that ends early
-breaks the others' connections to it: they end as well, and the training resumes when all are
-started again.
+every batch; checkpoints are orbax's, which all processes read and save together, in one folder that
+all of them see. A process that ends early breaks the others' connections to it: they end as well, and
+the training resumes when all are started again.
 """
 
 from __future__ import annotations
@@ -80,15 +80,16 @@ class Team:
             multihost_utils.sync_global_devices("the lead is done")
         return work() if made is None else made
 
-    def check_alike(self, config: ConfigDict, pairs: Sequence[tuple[str, str]]) -> None:
-        """InputError in a process that has another config or other pairs than the lead."""
+    def check_alike(self, config: ConfigDict, pairs: Sequence[tuple[str, str]], first: int) -> None:
+        """InputError in a process whose config, pairs or first step are not the lead's."""
         names = pairs.names if isinstance(pairs, AllPairs) else list(pairs)
-        text = configuration.to_json(config) + json.dumps(names)
+        text = configuration.to_json(config) + json.dumps([names, first])
         digest = np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8)
         if not np.array_equal(self.from_lead(digest), digest):
             raise InputError(
-                f"process {self.index} would train on other pairs ({len(pairs)} of them) or with another"
-                " config than process 0: give all the same flags and the same files"
+                f"process {self.index} would train on other pairs ({len(pairs)} of them), from another step"
+                f" ({first}) or with another config than process 0: give all the same flags and the same"
+                " files; --workdir must be one folder that all of them see"
             )
 
     def part(self) -> None:

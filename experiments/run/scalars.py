@@ -60,6 +60,8 @@ class Writer:
 
         A line that was cut short (the disk was full) goes as well.
         """
+        if self.silent:
+            return
         rows = [row for row in self.read() if int(row["step"]) <= step]
         text = io.StringIO()
         table = csv.DictWriter(text, COLUMNS, lineterminator="\n", extrasaction="ignore")

@@ -4,6 +4,10 @@
 A checkpoint appears under its number only when it is complete, and holds a SHA-256 of its arrays:
 one that was damaged later is noticed when it is read, named, and the one before it is used. Arrays
 are all that is in it; nothing is pickled.
+
+Where several processes train, all of them call `save`, `restore` and `metrics`, on one file system:
+orbax counts its calls, and waits in each for the process that has counted the same. The first
+process alone changes files.
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from absl import logging as absl_logging
+from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from lmreg_jax.errors import InputError
@@ -64,8 +69,7 @@ def store(workdir: Path, name: str, keep: int) -> Store:
 def save(store: Store, step: int, state: Any, metrics: dict[str, float] | None = None) -> None:
     """Writes the state of `step` (its steps done so far) and waits until it is whole on disk.
 
-    All processes of a training call it, with the same state: orbax waits for all of them, and the
-    first one writes. A step that is there is not written again: a resumed run reaches it bit for bit.
+    A step that is there is not written again: a resumed run reaches it bit for bit.
     Raises InputError where the disk is full or cannot be written; earlier checkpoints stay.
     """
     if step in store.steps:
@@ -177,6 +181,10 @@ def _latest_whole(*stores: Store) -> tuple[Path, dict[str, Any] | None, dict[Pat
 
 def _set_aside(problems: dict[Path, Damaged]) -> None:
     """Moves damaged checkpoints out of the store, so that their steps can be saved again."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("all have read the same checkpoints")
+    if not _first_process():
+        return
     for path, problem in problems.items():
         target = path.parents[1] / DAMAGED / f"{path.parent.name}-{path.name}-{secrets.token_hex(2)}"
         try:
@@ -189,7 +197,7 @@ def _set_aside(problems: dict[Path, Damaged]) -> None:
 
 def _read(path: Path) -> dict[str, Any]:
     """A checkpoint's "state", as nested dicts of arrays, and "metrics". Raises Damaged."""
-    context = ocp.Context()  # Of this process alone: the others need not read along.
+    context = ocp.Context()  # Of this process alone: none waits for the others' reading.
     context.multiprocessing.primary_host = jax.process_index()
     context.multiprocessing.active_processes = {jax.process_index()}
     context.multiprocessing.barrier_sync_key_prefix = f"process_{jax.process_index()}"
