@@ -23,7 +23,7 @@ THRESHOLDS_HU = (-850.0, -750.0, -650.0, -550.0, -450.0)
 LAYER_MM = 2.0  # thickness of a front
 CENTRELINE_MM = 3.0  # radius of what belongs to the centreline
 BRANCH_MM, BRANCH_MM3 = 4.0, 40.0  # shorter and smaller side branches are bumps of the wall
-LEAK_RATIO, LEAK_MM = 2.2, 9.0  # a front this much wider than the eight above it is a leak
+LEAK_RATIO, LEAK_MM = 2.2, 9.0  # a front this much wider than those above it is a leak
 AHEAD_MM = 14.0  # over which a branch's direction is taken
 # How far along a septum its highest point is looked for: a part of the parent's radius, within limits.
 RIDGE_PART, RIDGE_MM, RIDGE_STEP_MM = 0.6, (1.5, 5.5), 0.5
@@ -144,10 +144,12 @@ def _leaks(parent: Array, spread: Array, order: Array) -> Array:
     for i in order:
         above: list[float] = []
         j = parent[i]
-        while j >= 0 and len(above) < 8:
+        while j >= 0 and len(above) < 16:
             above.append(spread[j])
             j = parent[j]
-        wide[i] = len(above) >= 4 and spread[i] > max(LEAK_RATIO * np.median(above), LEAK_MM)
+        if len(above) >= 4:  # The longer stretch sees what widens slowly, as a lung that fills up does.
+            usual = min(np.median(above[:8]), np.median(above))
+            wide[i] = spread[i] > max(LEAK_RATIO * usual, LEAK_MM)
     followed = np.zeros(len(parent), bool)  # by a wide front, or by nothing
     followed[:] = True
     has_child = np.unique(parent[parent >= 0])

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lmreg_jax.core import fields, prior
+from lmreg_jax.core import fields, landmarks, prior
 from lmreg_jax.core.objective import Objective, displacement_of, image_scale
 from lmreg_jax.core.objective import terms as training_terms
 from lmreg_jax.core.posterior import Posterior
-from lmreg_jax.registration import refinement
+from lmreg_jax.registration import guidance, refinement
 from lmreg_jax.registration.grid import Pair
 from lmreg_jax.registration.variance import laplace_log_variance
 
@@ -47,10 +47,11 @@ def moved_pair(size: float) -> tuple[Pair, jax.Array]:
 def terms(
     objective: Objective, velocity: jax.Array, pair: Pair, centre: jax.Array | float = 0.0
 ) -> dict[str, jax.Array]:
-    """{"image", "prior", "total"} that a refinement minimises."""
+    """{"image", "prior", "landmark", "total"} that a refinement minimises."""
     u = displacement_of(velocity, SHAPE, stride=2, steps=objective.integration_steps)
     image = refinement._image(objective, 2, u, pair)
-    return refinement._with_total(image, refinement._prior(objective, velocity - centre))
+    landmark = refinement._landmark(objective, u, pair.points)
+    return refinement._with_total(image, refinement._prior(objective, velocity - centre), landmark)
 
 
 def test_terms_are_those_of_training() -> None:
@@ -265,3 +266,42 @@ def test_a_flat_image_leaves_the_variance_of_the_prior() -> None:
     found = laplace_log_variance(pair, bump(0.0), OBJECTIVE)
     assert float(jnp.exp(found[5, 5, 5, 0])) == pytest.approx(1 / 6, rel=1e-5)
     assert float(jnp.exp(found[0, 0, 0, 0])) == pytest.approx(1 / 3, rel=1e-5)
+
+
+def with_points(pair: Pair, fixed: np.ndarray, moving: np.ndarray, weights: np.ndarray) -> Pair:
+    """The pair with points in voxels of 2 mm."""
+    room = guidance.MOST - len(weights)
+    padded = [jnp.asarray(np.pad(p, [(0, room), (0, 0)]), jnp.float32) for p in (fixed, moving)]
+    weight = jnp.asarray(np.pad(weights, (0, room)), jnp.float32)
+    return pair._replace(points=guidance.Points(*padded, weight, jnp.full(3, 2.0)))
+
+
+def test_the_landmark_term_is_that_of_training_near_its_minimum() -> None:
+    """Pseudo-Huber: squares up to a hundredth where points lie 1 mm apart."""
+    pair, u = moved_pair(1.0)
+    fixed = np.random.default_rng(0).uniform(4, 15, (5, 3))
+    near = np.asarray(landmarks.move_points(u, jnp.asarray(fixed, jnp.float32))) + (0.5, 0, 0)
+    objective = OBJECTIVE._replace(landmark_weight=5.0, landmark_sigma=4.0)
+    marked = with_points(pair, fixed, near, np.ones(5))
+    found = float(refinement._landmark(objective, u, marked.points))
+    assert found == pytest.approx(5.0 / (2 * 16) * 1.0**2, rel=0.01)
+    assert float(refinement._landmark(objective, u, pair.points)) == 0
+
+
+def test_points_pull_the_field_and_a_wrong_one_is_bounded() -> None:
+    """Flat images: the points alone move. Ten times as far away, a point pulls no more than linearly."""
+    flat, inside = jnp.full(SHAPE, 0.5), jnp.ones(SHAPE, bool)
+    pair, start = Pair(flat, flat, inside, inside), bump(0.0)
+    point = np.array([[12.0, 10.0, 14.0]])
+    objective = OBJECTIVE._replace(landmark_weight=5.0, landmark_sigma=4.0)
+    moved = []
+    for far in (2.0, 20.0):
+        marked = with_points(pair, point, point + (far, 0, 0), np.ones(1))
+        outcome = refinement.refine(marked, start, objective=objective, steps=25)
+        u = displacement_of(outcome.velocity, SHAPE, stride=2, steps=5)
+        moved.append(float(landmarks.displacement_at(u, jnp.asarray(point, jnp.float32))[0, 0]))
+        assert outcome.smallest_jacobian[1] > 0
+    assert 1.0 < moved[0] < 2.1 and moved[0] < moved[1] < 10 * moved[0]
+    slope = jax.grad(lambda u: refinement._landmark(objective, u, marked.points))(jnp.zeros((*SHAPE, 3)))
+    steepest = 5.0 / (2 * 16) * 2 * refinement.ROBUST_MM * 2.0  # of a pseudo-Huber distance, a voxel of 2 mm
+    assert float(jnp.abs(slope).max()) < steepest
