@@ -224,9 +224,9 @@ def test_a_cohort_keeps_its_tables_and_errors(root: Path, tmp_path: Path) -> Non
 def test_each_scan_is_segmented_once(cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
 
-    def counted(volume: Volume) -> Volume:
+    def counted(volume: Volume, *measured: Any) -> Volume:
         calls.append(volume.data.shape)
-        return segment_lungs(volume)
+        return segment_lungs(volume, *measured)
 
     monkeypatch.setattr("lmreg_jax.anatomy.chest.segment_lungs", counted)
     scans = [cohort.parent / f"s{i}.nii.gz" for i in range(3)]

@@ -280,7 +280,7 @@ def test_the_landmark_term_is_that_of_training_near_its_minimum() -> None:
     """Pseudo-Huber: squares up to a hundredth where points lie 1 mm apart."""
     pair, u = moved_pair(1.0)
     fixed = np.random.default_rng(0).uniform(4, 15, (5, 3))
-    near = np.asarray(landmarks.move_points(u, jnp.asarray(fixed, jnp.float32))) + (0.5, 0, 0)
+    near = np.add(landmarks.move_points(u, jnp.asarray(fixed, jnp.float32)), (0.5, 0, 0))
     objective = OBJECTIVE._replace(landmark_weight=5.0, landmark_sigma=4.0)
     marked = with_points(pair, fixed, near, np.ones(5))
     found = float(refinement._landmark(objective, u, marked.points))
@@ -296,12 +296,12 @@ def test_points_pull_the_field_and_a_wrong_one_is_bounded() -> None:
     objective = OBJECTIVE._replace(landmark_weight=5.0, landmark_sigma=4.0)
     moved = []
     for far in (2.0, 20.0):
-        marked = with_points(pair, point, point + (far, 0, 0), np.ones(1))
+        marked = with_points(pair, point, np.add(point, (far, 0, 0)), np.ones(1))
         outcome = refinement.refine(marked, start, objective=objective, steps=25)
         u = displacement_of(outcome.velocity, SHAPE, stride=2, steps=5)
         moved.append(float(landmarks.displacement_at(u, jnp.asarray(point, jnp.float32))[0, 0]))
         assert outcome.smallest_jacobian[1] > 0
-    assert 1.0 < moved[0] < 2.1 and moved[0] < moved[1] < 10 * moved[0]
+    assert 1.5 < moved[0] < 2.5 and moved[0] < moved[1] < 10 * moved[0]
     slope = jax.grad(lambda u: refinement._landmark(objective, u, marked.points))(jnp.zeros((*SHAPE, 3)))
     steepest = 5.0 / (2 * 16) * 2 * refinement.ROBUST_MM * 2.0  # of a pseudo-Huber distance, a voxel of 2 mm
     assert float(jnp.abs(slope).max()) < steepest
