@@ -58,7 +58,8 @@ def test_a_cut_scan_knows_where_it_has_data(cohort: Cohort) -> None:
 def test_the_other_scan_is_shown_there(cohort: Cohort) -> None:
     fixed, moving = images_of_pair(cohort.case("cut"), cohort.case("whole"))
     np.testing.assert_array_equal(fixed, moving)  # One scene: nothing is left that asks for motion.
-    batch = batches.Assembler(cohort.cases)([("cut", "whole"), ("whole", "cut")])
+    cut, whole = cohort.case("cut"), cohort.case("whole")
+    batch = batches.assemble([(cut, whole), (whole, cut)])
     np.testing.assert_array_equal(batch.fixed, np.stack([fixed, fixed]))
     np.testing.assert_array_equal(batch.moving, batch.fixed)
 
