@@ -1,8 +1,10 @@
 """Where a command's results go: tried out before the work, and taken from nobody at its end.
 
-with new_folder(args.output, force=args.force, known=FILES) as folder:   # before any work
-    ...                                                                    # files are written to `folder`
-look_at(resolved(args.output))                                             # they lie there, complete
+    with new_folder(args.output, force=args.force, known=FILES) as folder:   # before any work
+        ...                                                                    # files are written to `folder`
+    look_at(resolved(args.output))                                             # they lie there, complete
+
+`tables.replacing` does the same for a single file.
 """
 
 from __future__ import annotations

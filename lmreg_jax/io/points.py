@@ -1,9 +1,9 @@
 """Corresponding points in the formats that people keep them in, as {name: [3] RAS mm}.
 
-.csv        name,x,y,z in RAS mm; label,l,p,s or label,r,a,s (Slicer's tables); name,i,j,k (voxels);
-            or voxels: three numbers a line without a header, as in Learn2Reg; further columns are free
-.fcsv       3D Slicer's older markups; their CoordinateSystem line is obeyed
-.mrk.json   3D Slicer's markups; their coordinateSystem and coordinateUnits are obeyed
+    .csv        name,x,y,z in RAS mm; label,l,p,s or label,r,a,s (Slicer's tables); name,i,j,k (voxels);
+                or voxels: three numbers a line without a header, as in Learn2Reg; further columns are free
+    .fcsv       3D Slicer's older markups; their CoordinateSystem line is obeyed
+    .mrk.json   3D Slicer's markups; their coordinateSystem and coordinateUnits are obeyed
 
 Voxels are indices in the order in which the image's file stores its axes, counted from 0.
 """
