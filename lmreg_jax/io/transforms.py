@@ -6,8 +6,10 @@ displacement field (.nii.gz, .mha, .nrrd) holds T(x) - x at the voxels of one gr
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import os
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -33,6 +35,7 @@ HDF5 = (".h5", ".hdf5")
 WRITTEN = (".h5", ".hdf5", ".tfm")
 FIELD_PRECISION = 8192  # of the composite's field: its derivatives count, too
 PRECISION = 1024  # dense fields are rounded to 1/1024 mm: the zeros compress, nobody misses the rest
+FULL_BYTES = 2**16  # a disk with less room is full
 HDF5_CHUNK = 2**16  # numbers that are deflated together
 
 
@@ -79,7 +82,9 @@ def write_itk(path: str | os.PathLike[str], transform: Transform) -> None:
             if packed and transform.displacement.any():
                 _put_field(temporary, transform.displacement)
         except RuntimeError as error:  # h5py's, too: a disk that fills shows when the file is closed
-            raise OSError(f"{path}: could not be written ({itk_reason(error)})") from error
+            full = shutil.disk_usage(path.parent).free < FULL_BYTES  # HDF5 does not say why it failed
+            cause = os.strerror(errno.ENOSPC) if full else itk_reason(error)
+            raise OSError(f"{path}: could not be written ({cause})") from error
 
 
 def itk_composite(transform: Transform) -> Any:
