@@ -2,7 +2,7 @@
 
 Overlap of the lungs says little about what lies inside them. So the airways judge: the fixed scan's
 airway centreline, carried by the transform, has to come to lie in the moving scan's, and the other way
-round. Thresholds come from registrations made well and badly on purpose (`benchmarks/verdict.py`).
+round. The thresholds are a judgement: no registration spoilt on purpose has been measured yet.
 """
 
 from __future__ import annotations
