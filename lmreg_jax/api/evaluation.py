@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
+from lmreg_jax.anatomy.lungs import LEFT, RIGHT
+from lmreg_jax.anatomy.sides import given_lungs
 from lmreg_jax.api.transform import Transform
 from lmreg_jax.errors import InputError
 from lmreg_jax.evaluation import transform as figures
+from lmreg_jax.imaging.intensity import looks_like_ct
 from lmreg_jax.imaging.transforms import Transform as Deformation
 from lmreg_jax.imaging.transforms import identity_transform
 from lmreg_jax.imaging.volume import Volume
@@ -20,6 +25,8 @@ from lmreg_jax.io.points import check_points, read_points
 from lmreg_jax.io.read import read_mask
 from lmreg_jax.io.scan import Scan
 from lmreg_jax.io.transforms import read_transform
+
+log = logging.getLogger(__name__)
 
 Points = Mapping[str, NDArray[Any]]
 
@@ -58,10 +65,7 @@ def evaluate(
         points = _points((fixed_landmarks, moving_landmarks), scans, points_unit)
     masks = None
     if fixed_mask is not None:
-        masks = (
-            read_mask(as_scan(fixed_mask, "fixed mask"), scans[0]),
-            read_mask(as_scan(moving_mask, "moving mask"), scans[1]),
-        )
+        masks = _mask(fixed_mask, scans[0]), _mask(moving_mask, scans[1])
     say("without the transform")
     columns = {"identity": _figures(identity_transform(), scans[0], points, masks)}
     if mapping is not None:
@@ -74,6 +78,18 @@ def _mapping(transform: Any) -> tuple[Deformation | None, str]:
     if transform is None or isinstance(transform, Transform):
         return None if transform is None else transform.mapping, "the transform"
     return read_transform(transform), os.fspath(transform)
+
+
+def _mask(source: Any, scan: Scan) -> Volume:
+    """A mask on the grid of its scan; that of two lungs is checked against a CT, and its sides with it."""
+    drawn = as_scan(source, "mask")
+    mask = read_mask(drawn, scan)
+    if set(np.unique(mask.data).tolist()) != {0, LEFT, RIGHT} or not looks_like_ct(scan.volume):
+        return mask
+    lungs, notes = given_lungs(drawn.path, mask, scan.volume)
+    for note in notes:
+        log.warning("%s: %s", drawn.path, note)
+    return lungs
 
 
 def _points(sources: tuple[Any, Any], scans: tuple[Scan, Scan], unit: str | None) -> tuple[Points, Points]:

@@ -5,18 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lmreg_jax._records import plain, versions
 from lmreg_jax.cli.console import Clock
 from lmreg_jax.errors import InputError, printed
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from lmreg_jax.imaging.transforms import Transform
-    from lmreg_jax.imaging.volume import Volume
-    from lmreg_jax.io.scan import Scan
 
 DESCRIPTION = """Landmark error, overlap and regularity of a transform (T as lmreg register writes
 it: fixed mm -> moving mm), beside the same of the scans as they lie, with no transform."""
@@ -94,23 +87,19 @@ def _check(args: argparse.Namespace) -> None:
 
 def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     """All figures, ready for JSON; what is not known is None. Raises InputError."""
-    from lmreg_jax.imaging.transforms import identity_transform
-    from lmreg_jax.io.read import read_scan
-    from lmreg_jax.io.transforms import read_transform
+    from lmreg_jax.api.evaluation import evaluate as measured
 
-    clock = Clock(quiet=not sys.stderr.isatty())
-    clock.say("reading")
-    fixed, moving = read_scan(args.fixed), read_scan(args.moving)
-    transform = read_transform(args.transform) if args.transform else None
-    points = _points(args, fixed, moving) if args.fixed_landmarks else None
-    masks = None
-    if args.fixed_mask:
-        masks = _mask(args.fixed_mask, fixed), _mask(args.moving_mask, moving)
-    clock.say("without the transform")
-    columns = {"identity": _measure(identity_transform(), fixed, points, masks)}
-    if transform is not None:
-        clock.say("with the transform")
-        columns["transform"] = _measure(transform, fixed, points, masks, args.transform)
+    columns = measured(
+        args.fixed,
+        args.moving,
+        args.transform,
+        fixed_landmarks=args.fixed_landmarks,
+        moving_landmarks=args.moving_landmarks,
+        fixed_mask=args.fixed_mask,
+        moving_mask=args.moving_mask,
+        points_unit=args.points_unit,
+        say=Clock(quiet=not sys.stderr.isatty()).say,
+    )
     result = {
         "fixed": args.fixed,
         "moving": args.moving,
@@ -120,23 +109,6 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     }
     answer: dict[str, Any] = plain(result)
     return answer
-
-
-def _mask(path: str, scan: Scan) -> Volume:
-    """A mask on the grid of its scan; that of two lungs checked against a CT."""
-    import numpy as np
-
-    from lmreg_jax.anatomy.sides import given_lungs
-    from lmreg_jax.imaging.intensity import looks_like_ct
-    from lmreg_jax.io.read import read_mask
-
-    mask = read_mask(path, scan)
-    if set(np.unique(mask.data).tolist()) != {0, 1, 2} or not looks_like_ct(scan.volume):
-        return mask
-    lungs, notes = given_lungs(path, mask, scan.volume)
-    for note in notes:
-        print(f"note: {path}: {note}", file=sys.stderr)
-    return lungs
 
 
 def table(result: dict[str, Any]) -> str:
@@ -159,46 +131,3 @@ def _looked_up(column: dict[str, Any], key: str) -> Any:
     head, _, rest = key.partition(".")
     value = column.get(head)
     return _looked_up(value, rest) if rest and value is not None else value
-
-
-def _points(
-    args: argparse.Namespace, fixed: Scan, moving: Scan
-) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
-    from lmreg_jax.io.points import check_points, read_points
-
-    sides = []
-    for path, scan in ((args.fixed_landmarks, fixed), (args.moving_landmarks, moving)):
-        points = read_points(path, scan, args.points_unit)
-        check_points(path, points, scan)
-        sides.append(points)
-    a, b = sides
-    numbered = all(name.isdigit() for name in (*a, *b))
-    if numbered and len(a) != len(b):
-        raise InputError(
-            f"{args.fixed_landmarks} has {len(a)} points, {args.moving_landmarks} {len(b)}; points without "
-            "names are matched line by line and must be as many"
-        )
-    return a, b
-
-
-def _measure(
-    transform: Transform,
-    fixed: Scan,
-    points: tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]] | None,
-    masks: tuple[Volume, Volume] | None,
-    name: str = "",
-) -> dict[str, Any]:
-    """The figures of one transform."""
-    from lmreg_jax.evaluation import transform as pair_metrics
-
-    out: dict[str, Any] = {}
-    if points is not None:
-        errors = pair_metrics.point_errors(transform, *points, name=name)
-        out["tre_mm"] = pair_metrics.summarise(errors)._asdict()
-        out["landmarks_mm"] = errors
-    if masks is not None:
-        out |= pair_metrics.overlap(transform, *masks)._asdict()
-        out["dice_labels"] = {str(label): value for label, value in out["dice_labels"].items()}
-    mask = masks[0] if masks else None
-    out |= pair_metrics.regularity(transform, fixed.volume, mask)._asdict()
-    return out
