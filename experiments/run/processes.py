@@ -140,7 +140,7 @@ def joined() -> Iterator[Team]:
 
 def _initialize(values: Any) -> None:
     if values.coordinator and values.distributed:
-        raise InputError("--distributed finds the coordinator by itself; omit one of the two")
+        raise InputError("--distributed finds the coordinator; omit one of the two")
     arguments: dict[str, Any] = {}
     if values.coordinator:
         if not 0 <= values.process < values.processes:

@@ -1,6 +1,6 @@
 """Landmarks of a chest CT without an expert: airway spurs, points of the trachea, apices of the lungs.
 
-Each has a confidence between 0 and 1, or is not found, for a reason in words. Take those of at least
+Each has a confidence between 0 and 1, or is not found, with a reason. Take those of at least
 ACCEPTED. Bronchial points are spurs, where two daughter lumens part, as readers of CT mark them.
 """
 
@@ -35,7 +35,7 @@ ONE_LUNG = 0.1  # of both; less air than that on one side is no lung
 
 
 class Landmark(NamedTuple):
-    """A named point [3], RAS mm, or None; confidence in [0, 1]; what speaks against it, in words."""
+    """A named point [3], RAS mm, or None; confidence in [0, 1]; what speaks against it."""
 
     name: str
     point: Array | None

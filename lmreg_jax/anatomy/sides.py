@@ -36,7 +36,7 @@ FLIPS = {
 def given_lungs(name: str, mask: Volume, scan: Volume) -> tuple[Volume, tuple[str, ...]]:
     """A lung mask with labels 1 left, 2 right (uint8), and notes on what was changed.
 
-    mask: whole numbers, of any labels, on a grid of its own or the scan's. Raises InputError, naming the
+    mask: whole numbers, of any labels, on a separate grid or the scan's. Raises InputError, naming the
     mask `name`, where it does not lie on the lungs of the scan, or is mirrored against it.
     """
     every = np.maximum((COARSE_MM / spacing(mask.affine) + 1e-3).astype(int), 1)

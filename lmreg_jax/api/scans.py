@@ -42,7 +42,7 @@ Points = Mapping[str, NDArray[Any]]
 class Result:
     """A registered pair. transform: fixed -> moving; inverse: moving -> fixed, both in RAS mm.
 
-    notes: doubts and decisions in words. settings: how the refinement was made.
+    notes: doubts and decisions. settings: how the refinement was made.
     """
 
     transform: Transform
@@ -68,7 +68,7 @@ class Result:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Doubts about the scans and decisions on the way, in words."""
+        """Doubts about the scans and decisions on the way."""
         doubts = [f"{role}: {text}" for role in ("fixed", "moving") for text in getattr(self, role).warnings]
         return (*self.registered.notes, *doubts)
 

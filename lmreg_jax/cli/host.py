@@ -47,7 +47,7 @@ def expanded(arguments: Sequence[str]) -> list[str]:
 def check_devices() -> None:
     """InputError where JAX cannot start with the user's CHOICES; costs a second where there are any.
 
-    In a process of its own: XLA ends the process that has flags it does not know.
+    In a separate process: XLA ends the process that has flags it does not know.
     """
     given = [f"{name}={os.environ[name]}" for name in CHOICES if os.environ.get(name)]
     if not given:

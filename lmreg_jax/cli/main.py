@@ -44,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line `argv` (by default the process's own)."""
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
-    if argv is None:  # a process of its own
+    if argv is None:  # a separate process
         host.neutralise()
         host.isolate()
     args = parser().parse_args(host.expanded(sys.argv[1:] if argv is None else argv))

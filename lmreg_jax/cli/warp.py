@@ -84,7 +84,7 @@ def add(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
 
 
 def run(args: argparse.Namespace) -> None:
-    """Writes OUT, whole or not at all. Raises InputError."""
+    """Writes OUT atomically. Raises InputError."""
     from lmreg_jax.io.outputs import new_file
     from lmreg_jax.io.transforms import read_transform
 

@@ -159,7 +159,7 @@ def _give_up(entry: Path) -> None:
 
 
 def store(entry: Path, cases: Iterable[Case], values: dict[str, Any]) -> None:
-    """Writes an entry whole or not at all; where another process was first, theirs is kept.
+    """Writes an entry atomically; where another process was first, theirs is kept.
 
     cases: taken one by one; values: anything JSON holds, read after the last of them. Raises OSError
     where the disk is full or read-only.

@@ -187,7 +187,7 @@ def _step(
 ) -> tuple[Array, Any, dict[str, Array], Array]:
     """The next change and Adam's state; the terms and the smallest Jacobian of this one.
 
-    In pieces that are compiled each by itself: as one program XLA's CPU backend takes three times as
+    In pieces that are compiled separately: as one program XLA's CPU backend takes three times as
     long, since it computes the displacement anew wherever it is used.
     """
     stride = field_stride(pair.fixed.shape, start.shape[:3])

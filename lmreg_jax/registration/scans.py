@@ -60,7 +60,7 @@ class Model(NamedTuple):
 class Registered(NamedTuple):
     """forward: fixed -> moving; inverse: moving -> fixed; network: forward before the refinement.
 
-    uncertainty: sd of forward, mm of the moving scan, on the velocity's grid; method and notes in words;
+    uncertainty: sd of forward, mm of the moving scan, on the velocity's grid; method and notes: texts;
     settings of the refinement: its steps, the prior's mean, the image term and its sigma, lambda.
     """
 
@@ -223,7 +223,7 @@ def _lost(fixed: Volume, moving: Volume) -> tuple[Volume | None, Volume | None]:
 
 
 def _missing(fixed: Side, moving: Side) -> list[str]:
-    """What is said of lungs that a scan cuts off."""
+    """Notes on lungs that a scan cuts off."""
     notes = []
     for role, side, other in (("fixed", fixed, "moving"), ("moving", moving, "fixed")):
         for end in side.cut_off:

@@ -44,7 +44,7 @@ ORDER = ("good", "check", "poor")
 
 
 class Verdict(NamedTuple):
-    """value: good, check or poor; reasons in words, the worst first; figures: what was judged."""
+    """value: good, check or poor; reasons, the worst first; figures: what was judged."""
 
     value: str
     reasons: tuple[str, ...]
@@ -55,7 +55,7 @@ def verdict(figures: Mapping[str, float], doubts: tuple[str, ...] = ()) -> Verdi
     """The worst of what each figure of LIMITS says; figures that are missing or NaN say nothing, but
     without `airway_mm` and `landmark_mm` nothing inside the lungs was checked, and no result is good.
 
-    doubts: reasons in words to look at the result, whatever the figures say.
+    doubts: reasons to look at the result, whatever the figures say.
     """
     graded: list[tuple[int, str]] = [(1, doubt) for doubt in doubts]
     for name, (check, poor) in LIMITS.items():
