@@ -24,15 +24,13 @@ from typing import Any
 EVENTS = "/jax/core/compile/"  # JAX's own: tracing, lowering,
 COMPILING = EVENTS + "backend_compile_duration"  # and compiling, or fetching what was compiled
 STAGES = {  # What the command says when it begins something, and the stage that this belongs to.
-    "fixed scan and its lungs": "reading, lungs",
-    "moving scan and its lungs": "reading, lungs",
+    "both scans": "reading, lungs, airways",
     "affine alignment": "affine",
     "network": "network",
     "refinement": "refinement",
     "integration": "integration",
     "warped image": "export",
     "transforms": "export",
-    "jacobian and uncertainty": "export",
     "report": "export",
 }
 STARTS = ("first start", "second start", "nothing kept")

@@ -22,18 +22,14 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
+from lmreg_jax.affine import images
 from lmreg_jax.errors import InputError, undo_at_end
-from lmreg_jax.imaging.resampling import downsample, inside, resample
-from lmreg_jax.imaging.volume import Volume, apply_affine
+from lmreg_jax.imaging.volume import Volume
 
 Array = NDArray[Any]
 
 ELASTIX_MODULE = "itkElastixRegistrationMethodPython.py"
-GRID_MM = 3.0  # an affine map has 12 numbers: finer images make it slower, not better
-WORST_LOSS = 0.05  # of lung Dice: elastix also sees ribs and skin, so a little may be right
-MARGIN_MM = 20.0  # the chest wall, ribs included
 SETTINGS = {
     "Metric": "AdvancedMattesMutualInformation",
     "AutomaticTransformInitialization": "false",  # the images are aligned to begin with
@@ -44,7 +40,7 @@ SETTINGS = {
 # chance: with another seed, or the same pair in other voxels, elsewhere.
 SEARCH = SETTINGS | {
     "NumberOfResolutions": 3,
-    "ImagePyramidSchedule": [4, 4, 4, 2, 2, 2, 1, 1, 1],  # in voxels of GRID_MM
+    "ImagePyramidSchedule": [4, 4, 4, 2, 2, 2, 1, 1, 1],  # in voxels of images.GRID_MM
     "MaximumNumberOfIterations": 250,
     "NumberOfSpatialSamples": 4096,
     "NewSamplesEveryIteration": "true",
@@ -100,65 +96,8 @@ def align(
     """
     if not installed():
         raise InputError("itk-elastix is not installed (pip install itk-elastix)")
-    shape, affine = _grid_around(fixed, fixed_mask)
-    # By one filter, whatever the scans' voxels and axes: it is the images' differences that are aligned.
-    pair = [
-        downsample(fixed, shape, affine, fill=0.0),
-        downsample(moving, shape, affine, fill=0.0, pull=initial),
-    ]
-    mask = None
-    if fixed_mask is not None:
-        mask = resample(fixed_mask, shape, affine, order=0, fill=0) > 0
-        if moving_mask is not None:
-            mask |= resample(moving_mask, shape, affine, order=0, fill=0, pull=initial) > 0
-        mask = ndimage.distance_transform_edt(~mask) * GRID_MM <= MARGIN_MM
-        # What one scan does not show must not be compared with air.
-        mask &= inside(fixed, shape, affine) & inside(moving, shape, affine, pull=initial)
-    masks = None if fixed_mask is None or moving_mask is None else (fixed_mask, moving_mask)
-    before = _overlap(*masks, initial) if masks else 0.0
-    doubt = ""
-    for residual in reversed(_ask_worker(pair[0], pair[1], mask, affine)):
-        doubt = _doubt(residual)
-        pull = initial @ residual
-        if masks and not doubt and (after := _overlap(*masks, pull)) < before - WORST_LOSS:
-            doubt = f"the masks' Dice fell from {before:.2f} to {after:.2f}"
-        if not doubt:
-            return np.asarray(pull)
-    raise RuntimeError(doubt)
-
-
-def _doubt(residual: Array) -> str:
-    """Why what elastix adds to an alignment cannot be right, in words; "" where nothing speaks against it."""
-    if not np.isfinite(residual).all():
-        return "implausible result, not all of it are numbers"
-    stretch = np.linalg.svd(residual[:3, :3], compute_uv=False)
-    if stretch.min() < 0.5 or stretch.max() > 2.0:
-        return f"implausible result, it stretches by {stretch.round(2).tolist()}"
-    return ""
-
-
-def _overlap(fixed: Volume, moving: Volume, pull: Array) -> float:
-    """Dice of two masks after a pull, on the fixed mask's box: good enough to see a failure."""
-    moved = resample(moving, fixed.data.shape, fixed.affine, order=0, fill=0, pull=pull) > 0
-    both = np.count_nonzero(moved & (fixed.data > 0))
-    whole = np.count_nonzero(moving.data) * np.linalg.det(np.linalg.inv(pull) @ moving.affine)
-    size = np.count_nonzero(fixed.data) + whole / np.linalg.det(fixed.affine)
-    return float(2 * both / size)
-
-
-def _grid_around(fixed: Volume, mask: Volume | None) -> tuple[tuple[int, int, int], Array]:
-    """A grid of GRID_MM over the mask and its surroundings, or over the image without a mask."""
-    corners = np.indices((2, 2, 2)).reshape(3, -1).T * (np.array(fixed.data.shape) - 1)
-    mm = apply_affine(fixed.affine, corners)
-    margin = 0.0
-    if mask is not None:
-        mm, margin = apply_affine(mask.affine, np.argwhere(mask.data)), 2 * MARGIN_MM
-    # Whole multiples of its voxels, so that the grid hardly depends on the voxels of the scan.
-    low, high = (GRID_MM * np.round(mm / GRID_MM) for mm in (mm.min(0) - margin, mm.max(0) + margin))
-    x, y, z = np.maximum(np.ceil((high - low) / GRID_MM).astype(int) + 1, 16)
-    affine = np.diag([GRID_MM, GRID_MM, GRID_MM, 1.0])
-    affine[:3, 3] = low
-    return (int(x), int(y), int(z)), affine
+    pair = images.paired(fixed, moving, fixed_mask, moving_mask, initial)
+    return images.accepted(pair, _ask_worker(pair.fixed, pair.moving, pair.mask, pair.affine))
 
 
 class Worker:

@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lmreg_jax.affine import elastix, moments
+from lmreg_jax.affine import elastix, images, moments
 from lmreg_jax.anatomy.lungs import NAMES, cut_off, cut_sides, lung_litres
 from lmreg_jax.errors import InputError
 from lmreg_jax.imaging.resampling import inside, resample
-from lmreg_jax.imaging.volume import Volume, apply_affine, bounding_box_mm, cropped, image_centre, spacing
+from lmreg_jax.imaging.volume import Volume, bounding_box_mm, cropped, image_centre, spacing
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +25,6 @@ Array = NDArray[Any]
 STRETCHES = np.exp(np.linspace(np.log(0.7), np.log(1.4), 15))  # of z, moving over fixed: adults differ less
 STRETCH_COST = 0.3  # Dice that a stretch by e must gain: what is cut off hardly tells the height of a lung
 SEARCH_MM = 3.0  # voxels of the masks among which the stretch is chosen
-OVERLAP_MM = 6.0  # grid on which candidates are compared: a lung is 30 voxels high
 ROUNDS = 3  # of cutting to the common part and matching moments
 CUT_SHARE = 0.02  # of the lungs' surface at the sides of the field of view: more is cut to the common part
 LOST = 1 / 3  # a lung whose volume fell to less, over the other lung's, is collapsed or cut off
@@ -37,7 +36,7 @@ Frame = tuple[Volume, Array | None]  # a scan's grid, and which of its voxels we
 
 
 class Affine(NamedTuple):
-    """pull [4, 4]: fixed RAS mm -> moving RAS mm; method: elastix, moments or centres; notes in words."""
+    """pull [4, 4]: fixed RAS mm -> moving RAS mm; method: images, elastix, moments, centres; notes: words."""
 
     pull: Array
     method: str
@@ -56,9 +55,9 @@ def align_pair(
     """The affine of a pair from its windowed images and lung masks (on the scans' own grids).
 
     Without both masks the images' centres take the place of the lungs' moments. scans: both in HU, for
-    the lungs' surface within a voxel (see `moments.mask_moments`). method: "auto" (elastix where it is
-    installed), "elastix", "moments" or "none" (shift of the lungs' centres). Where elastix fails on a
-    pair, the pair falls back to the closed form, and a note says so. Raises InputError where "elastix"
+    the lungs' surface within a voxel (see `moments.mask_moments`). method: "auto" or "images"
+    (`images.align`), "elastix", "moments" or "none" (shift of the lungs' centres). Where the images
+    mislead, the pair falls back to the closed form, and a note says so. Raises InputError where "elastix"
     is not installed, or its process dies: that says nothing of the pair.
     """
     notes: list[str] = []
@@ -85,24 +84,21 @@ def align_pair(
             )
     if method in ("moments", "none"):
         return Affine(initial, closed_form, tuple(notes))
-    if not elastix.installed():
-        if method == "elastix":
-            raise InputError(
-                'affine alignment by elastix needs itk-elastix: pip install "lmreg_jax[elastix]"'
-                " (or --affine moments)"
-            )
-        notes.append(
-            f'itk-elastix is not installed: aligned by {basis} only (pip install "lmreg_jax[elastix]")'
+    if method == "elastix" and not elastix.installed():
+        raise InputError(
+            'affine alignment by elastix needs itk-elastix: pip install "lmreg_jax[elastix]"'
+            " (or --affine images)"
         )
-        return Affine(initial, closed_form, tuple(notes))
+    method = "elastix" if method == "elastix" else "images"
     try:
-        return Affine(elastix.align(fixed, moving, *parts, initial), "elastix", tuple(notes))
+        align = elastix.align if method == "elastix" else images.align
+        return Affine(align(fixed, moving, *parts, initial), method, tuple(notes))
     except RuntimeError as error:
-        if method == "elastix" and isinstance(error, elastix.WorkerDied):
+        if isinstance(error, elastix.WorkerDied):
             raise InputError(
-                f"elastix: {error}; repair its installation, give it more memory, or align by 'moments'"
+                f"elastix: {error}; repair its installation, give it more memory, or align by 'images'"
             ) from error
-        notes.append(f"elastix failed ({error}): aligned by {basis} only")
+        notes.append(f"affine by {method} failed ({error}): aligned by {basis} only")
         return Affine(initial, closed_form, tuple(notes))
 
 
@@ -194,7 +190,7 @@ def align_masks(
                 pull = _matched_in_plane(parts, pull)
         except InputError:  # nothing in common at this stretch
             continue
-        score = _overlap(*parts, pull) - STRETCH_COST * abs(np.log(stretch))
+        score = images.overlap(*parts, pull) - STRETCH_COST * abs(np.log(stretch))
         found.append((score, pull))
     if not found:
         return plain, small
@@ -257,14 +253,3 @@ def _matched_in_plane(
     out = moments.transport(*map(moments.mask_moments, parts, hu))
     out[2] = before[2]
     return out
-
-
-def _overlap(fixed: Volume, moving: Volume, pull: Array) -> float:
-    """Dice of two masks after a pull, on a coarse grid around the fixed one."""
-    step = np.maximum(OVERLAP_MM / spacing(fixed.affine), 1.0)
-    shape = [int(n) for n in np.ceil(np.array(fixed.data.shape) / step) + 4]
-    affine = fixed.affine @ np.diag([*step, 1.0])
-    affine[:3, 3] = apply_affine(affine, np.full(3, -2.0))
-    one = resample(fixed, shape, affine, order=0, fill=0) > 0
-    other = resample(moving, shape, affine, order=0, fill=0, pull=pull) > 0
-    return float(2 * np.count_nonzero(one & other) / max(int(one.sum()) + int(other.sum()), 1))

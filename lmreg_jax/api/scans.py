@@ -12,7 +12,8 @@ import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -89,8 +90,13 @@ class Result:
         """`good`, `check` or `poor`, with reasons in plain words and the figures behind them."""
         return judged(self.metrics, self.registered, self.fixed, self.moving, self.airways)
 
-    def save(self, folder: str | os.PathLike[str], *, force: bool = False) -> Path:
-        """Writes what `lmreg register` writes. Raises InputError where `folder` exists, unless force."""
+    def save(
+        self, folder: str | os.PathLike[str], *, extras: Collection[str] = (), force: bool = False
+    ) -> Path:
+        """Writes what `lmreg register` writes; extras: "displacement", "jacobian", "uncertainty".
+
+        Raises InputError where `folder` exists, unless force.
+        """
         with new_folder(folder, force=force, known=tuple(output.FILES)) as temporary:
             written = output.write_results(
                 temporary,
@@ -101,6 +107,7 @@ class Result:
                 model=self.model,
                 landmarks=self.landmarks,
                 airways=self.airways,
+                save=extras,
                 seconds=self.seconds,
             )
         place = resolved(folder)
@@ -167,26 +174,29 @@ def register_scans(
     if len(paths) == 2 and all(map(os.path.exists, paths)) and os.path.samefile(*paths):
         raise InputError(f"{fixed} and {moving}: one and the same; give two different scans")
     start, seconds = time.perf_counter(), {}
-    sides = []
-    for role, image, mask in (("fixed", fixed, fixed_mask), ("moving", moving, moving_mask)):
-        say(f"{role} scan and its lungs")
-        sides.append(read_side(as_scan(image, role), mask))
+    if guidance not in ("auto", "none", "given"):
+        raise InputError(f'guidance {guidance!r}: expected "auto", "none" or "given"')
+    if guidance == "given" and (fixed_landmarks is None or moving_landmarks is None):
+        raise InputError('guidance "given": give the landmarks of both scans')
+
+    def read(role: str, image: Any, mask: Any) -> tuple[Side, Landmarks | None]:
+        side = read_side(as_scan(image, role), mask)
+        return side, landmarks.find_landmarks(side.scan.volume, side.lungs) if guidance == "auto" else None
+
+    say("both scans, their lungs and airways" if guidance == "auto" else "both scans and their lungs")
+    with ThreadPoolExecutor(max_workers=2) as pool:  # what takes the time there leaves Python's lock
+        both = pool.map(read, ("fixed", "moving"), (fixed, moving), (fixed_mask, moving_mask))
+        (fixed_side, fixed_found), (moving_side, moving_found) = both
+    sides = fixed_side, moving_side
     seconds["reading"] = time.perf_counter() - start
     points = _landmarks((fixed_landmarks, moving_landmarks), (sides[0].scan, sides[1].scan))
     loaded = model if model is None or isinstance(model, Model) else load_model(model)
     airways, guide = None, None
-    if guidance == "given":
-        if points is None:
-            raise InputError('guidance "given": give the landmarks of both scans')
+    if guidance == "given" and points is not None:
         guide = tuple({name: (p, 1.0) for name, p in side.items()} for side in points)
-    elif guidance == "auto":
-        say("airway landmarks")
-        found = [landmarks.find_landmarks(side.scan.volume, side.lungs) for side in sides]
-        airways = found[0].centreline(), found[1].centreline()
-        guide = found[0].weighted(), found[1].weighted()
-    elif guidance != "none":
-        raise InputError(f'guidance {guidance!r}: expected "auto", "none" or "given"')
-    seconds["landmarks"] = time.perf_counter() - start - seconds["reading"]
+    elif fixed_found is not None and moving_found is not None:
+        airways = fixed_found.centreline(), moving_found.centreline()
+        guide = fixed_found.weighted(), moving_found.weighted()
     start = time.perf_counter()
     registered = register_sides(
         sides[0],

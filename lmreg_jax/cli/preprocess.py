@@ -56,7 +56,7 @@ def add(subparsers: Any) -> None:
             metavar="F",
             help=f"{kind} {use} (.csv, .fcsv, .mrk.json), one file for each scan, - for none",
         )
-    parser.add_argument("--affine", choices=("auto", "elastix", "moments", "none"), default="auto")
+    parser.add_argument("--affine", choices=("auto", "images", "elastix", "moments", "none"), default="auto")
     parser.add_argument("--force", action="store_true", help="replace the results of an earlier run")
     parser.add_argument("--quiet", action="store_true", help="no progress on the screen")
     parser.set_defaults(run=run)
@@ -71,12 +71,6 @@ def run(args: argparse.Namespace) -> None:
 
     rows, pairs = sources(args.scans, args.masks, args.landmarks, args.points)
     clock = Clock(quiet=args.quiet)
-    if len(rows) > 1 and args.affine == "auto" and not elastix.installed():
-        print(
-            "note: itk-elastix is not installed: aligned by the lungs' moments only"
-            ' (pip install "lmreg_jax[elastix]")',
-            file=sys.stderr,
-        )
     x, y, z = args.shape
     missing: list[str] = []
 
@@ -85,7 +79,7 @@ def run(args: argparse.Namespace) -> None:
         missing.extend(f"{path.name}: {note}" for note in notes)
 
     with new_folder(args.output, force=args.force, known=KNOWN) as folder:
-        if args.affine in ("auto", "elastix") and len(rows) > 1:
+        if args.affine == "elastix" and len(rows) > 1:
             elastix.start()  # it loads while the scans are read
         record = preprocess(
             rows,

@@ -26,9 +26,11 @@ airway landmarks that are found in both scans (--guidance), and by a refinement 
 Each step can be left out: --model none, --guidance none, --refine 0. Written to --output:
   warped.nii.gz                      the moving scan, aligned (HU)
   transform.h5                       for resampling moving onto fixed (ITK, ANTs, 3D Slicer; LPS mm)
-  displacement.nii.gz                the same as a dense field on the fixed grid
-  inverse_transform.h5, inverse_displacement.nii.gz   for resampling fixed onto moving
-  jacobian.nii.gz, uncertainty.nii.gz, report.png, report.html, report.json
+  inverse_transform.h5               for resampling fixed onto moving
+  report.html, report.png, report.json
+With --save, too:
+  displacement.nii.gz, inverse_displacement.nii.gz    both transforms as dense fields on the scans' grids
+  jacobian.nii.gz, uncertainty.nii.gz                 on the fixed grid
 
 The verdict (good, check, poor) says whether the result can be used as it is, and why not.
 Without --model (or LMREG_MODEL) the weights that come with the package are used, which have seen synthetic
@@ -71,9 +73,10 @@ def add(subparsers: Any) -> None:
     )
     parser.add_argument(
         "--affine",
-        choices=("auto", "elastix", "moments", "none"),
+        choices=("auto", "images", "elastix", "moments", "none"),
         default="auto",
-        help="affine step: by elastix (auto: where installed), lung moments, or a shift only (none)",
+        help="affine step: by intensities (images, the default), elastix (an extra), lung moments, or a"
+        " shift only (none)",
     )
     for role in ("fixed", "moving"):
         parser.add_argument(
@@ -90,6 +93,14 @@ def add(subparsers: Any) -> None:
         default="auto",
         help="points that the scans are brought together by: airway landmarks found in both (auto), none, or"
         " those of --fixed-landmarks and --moving-landmarks (given)",
+    )
+    parser.add_argument(
+        "--save",
+        nargs="+",
+        choices=("displacement", "jacobian", "uncertainty"),
+        default=(),
+        metavar="WHAT",
+        help="write these, too: displacement, jacobian, uncertainty",
     )
     parser.add_argument("--force", action="store_true", help="replace the results of an earlier run")
     parser.add_argument("--quiet", action="store_true", help="no progress on the screen")
@@ -114,7 +125,7 @@ def run(args: argparse.Namespace) -> None:
     with new_folder(args.output, force=args.force, known=tuple(FILES)) as folder:
         host.check_devices()
         compilation_cache.enable()
-        if args.affine in ("auto", "elastix"):
+        if args.affine == "elastix":
             elastix.start()  # it loads while the scans are read
         model = _model(args.model)
         _check_refinement(args, model)
@@ -145,6 +156,7 @@ def run(args: argparse.Namespace) -> None:
             model=model,
             landmarks=result.landmarks,
             airways=result.airways,
+            save=args.save,
             seconds=clock.seconds,
             say=say,
         )

@@ -10,7 +10,7 @@ import numpy as np
 from lmreg_jax.affine import elastix
 from lmreg_jax.errors import InputError
 
-ALIGNMENTS = ("auto", "elastix", "moments", "none", "identity")
+ALIGNMENTS = ("auto", "images", "elastix", "moments", "none", "identity")
 LUNGS = ("auto", "file", "segment", "required", "none")
 WINDOWS = ("hu", "percentile")
 POLICIES = ("strict", "skip")

@@ -209,5 +209,8 @@ def jacobian_determinant(displacement: Array) -> Array:
     displacement: `[X, Y, Z, 3]`, voxels, at least 2 along each axis. Central differences inside,
     one-sided at the border.
     """
-    columns = jnp.gradient(displacement, axis=(0, 1, 2))
-    return jnp.linalg.det(jnp.stack(columns, axis=-1) + jnp.eye(3, dtype=displacement.dtype))
+    columns = [
+        column.at[..., axis].add(1) for axis, column in enumerate(jnp.gradient(displacement, axis=(0, 1, 2)))
+    ]
+    # As a triple product: a general determinant takes ten times as long.
+    return jnp.sum(columns[0] * jnp.cross(columns[1], columns[2]), axis=-1)

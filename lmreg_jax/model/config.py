@@ -19,7 +19,7 @@ from lmreg_jax.model.unet import UNet
 FILE = "config.json"
 CHOICES: dict[str, tuple[Any, ...]] = {
     "data.window_kind": ("hu", "percentile"),
-    "data.alignment": ("auto", "elastix", "moments", "none", "identity"),
+    "data.alignment": ("auto", "images", "elastix", "moments", "none", "identity"),
     "data.lungs": ("auto", "file", "segment", "none"),
     "data.policy": ("strict", "skip"),
     "model.field_stride": (1, 2, 4),

@@ -6,6 +6,7 @@ lungs get the place and size that the network knows from its training.
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -128,19 +129,23 @@ def on_frame(
     Comparing a scan's end with the other's lung would pull the lung onto it; see
     `intensity.fill_missing`.
     """
-    images, known = [], []
-    for volume, shown, matrix in ((fixed, measured[0], np.eye(4)), (moving, measured[1], pull)):
-        images.append(downsample(volume, frame.shape, frame.affine, fill=0.0, pull=matrix))
-        known.append(inside(volume, frame.shape, frame.affine, pull=matrix))
+
+    def placed(volume: Volume, shown: Array | None, matrix: Array) -> tuple[Array, Array]:
+        image = downsample(volume, frame.shape, frame.affine, fill=0.0, pull=matrix)
+        known = inside(volume, frame.shape, frame.affine, pull=matrix)
         if shown is not None:  # no voxel that the filter mixes with padding
             share = Volume(shown.astype(np.float32), volume.affine)
-            known[-1] &= downsample(share, frame.shape, frame.affine, fill=1.0, pull=matrix) > 0.98
+            known &= downsample(share, frame.shape, frame.affine, fill=1.0, pull=matrix) > 0.98
+        return image, known
+
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        images, known = zip(*pool.map(placed, (fixed, moving), measured, (np.eye(4), pull)), strict=True)
     for lung, other, matrix in zip(lost, known[::-1], (np.eye(4), pull), strict=True):
         if lung is not None:
             gone = resample(lung, frame.shape, frame.affine, order=0, fill=0, pull=matrix) > 0
             steps = max(1, round(WALL_MM / float(frame.spacing.min())))
             other &= ~ndimage.binary_dilation(gone, iterations=steps)
-    images = list(intensity.fill_missing(images[0], images[1], known[0], known[1]))
-    f, m = (jnp.asarray(image, jnp.float32) for image in images)
+    filled = intensity.fill_missing(images[0], images[1], known[0], known[1])
+    f, m = (jnp.asarray(image, jnp.float32) for image in filled)
     points = on_grid(guidance, pull, frame.affine)
     return Pair(f, m, jnp.asarray(known[0]), jnp.asarray(known[1]), points)

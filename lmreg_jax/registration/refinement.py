@@ -30,6 +30,7 @@ from lmreg_jax.registration.velocity import Field, no_motion, resampled
 
 Progress = Callable[[Iterable[int]], Iterable[int]]
 
+COARSE_SHARE = 0.75  # of the steps; half of them cost 2.5 times the time for 0.001 of Dice
 LEARNING_RATE = 0.2  # of Adam, field voxels a step
 SMOOTHINGS = 3  # binomial filters over what Adam changes: single nodes must not run ahead of the rest
 FILTER = (0.25, 0.5, 0.25)
@@ -239,15 +240,16 @@ def refined(
 
     around_start: the prior is on what is added to the field, else on the whole velocity.
 
-    images: gives the pair on any frame. The first half of the steps sees a grid twice as coarse, for
-    an eighth of the time; what they add is added to the field, which keeps its details. The outcome
+    images: gives the pair on any frame. COARSE_SHARE of the steps see a grid twice as coarse, for
+    an eighth of the time each; what they add is added to the field, which keeps its details. The outcome
     compares start and end on `frame` alone. The result has the variance that images and prior leave
     (`laplace_log_variance`), since the network's belongs to another grid.
     """
     fine = no_motion(frame)
     start = resampled(field, fine)
     velocity, history = start, []
-    if steps > 1:
+    coarse_steps = int(COARSE_SHARE * steps)
+    if coarse_steps:
         coarse_frame = coarser(frame)
         coarse = no_motion(coarse_frame)
         pair, before = images(coarse_frame), resampled(field, coarse)
@@ -256,7 +258,7 @@ def refined(
             pair,
             coarse_start,
             objective=objective,
-            steps=steps // 2,
+            steps=coarse_steps,
             centre=coarse_start if around_start else 0.0,
             progress=progress,
         )
@@ -269,7 +271,7 @@ def refined(
         pair,
         jnp.asarray(velocity / fine.spacing, jnp.float32),
         objective=objective,
-        steps=steps - steps // 2,
+        steps=steps - coarse_steps,
         centre=centre,
         progress=progress,
     )

@@ -45,6 +45,7 @@ FREE_OBJECTIVE = Objective(
 )  # eq. 7 without a model
 CORRELATION, CORRELATION_SIGMA = "lncc5", 0.1  # an image term that contrast medium does not mislead
 LANDMARK_WEIGHT, LANDMARK_SIGMA_MM = 5.0, 4.0  # of the refinement; an automatic point repeats to 1 to 4 mm
+COMPARED_MM = 8.0  # grid of what the network gave, which only the report compares
 ANCHORS = 400  # points of the lungs that hold an affine map in its place while points move it
 RefineObjective = Literal["smooth", "correlation", "trained"]
 
@@ -124,7 +125,7 @@ def register_sides(
     if model is None and refine_objective == "trained":
         raise InputError('refine_objective "trained": there is no model')
     check_pair(fixed.scan, moving.scan)
-    images = [_windowed(side.scan.volume, model) for side in (fixed, moving)]
+    images = _windowed(fixed.scan.volume, model), _windowed(moving.scan.volume, model)
     say("affine alignment")
     scans = fixed.scan.volume, moving.scan.volume
     measured = fixed.measured, moving.measured
@@ -139,8 +140,13 @@ def register_sides(
         found = found._replace(pull=pull)
         notes += [f"point {name} is not used: {reason}" for name, reason in guidance.dropped.items()]
 
+    placed: dict[bytes, grid.Pair] = {}  # the refinement begins on the network's grid
+
     def on_frame(frame: grid.Frame) -> grid.Pair:
-        return grid.on_frame(images[0], images[1], found.pull, frame, guidance, measured, lost)
+        key = np.append(frame.affine, frame.shape).tobytes()
+        if key not in placed:
+            placed[key] = grid.on_frame(*images, found.pull, frame, guidance, measured, lost)
+        return placed[key]
 
     if model is None:
         frame = grid.free_frame(fixed.lungs, moving.lungs, found.pull)
@@ -168,7 +174,7 @@ def register_sides(
     outcome, network = None, None
     if refine:
         if model is not None:
-            network, _ = velocity.transforms_of(field, found.pull)
+            network, _ = velocity.transforms_of(field, found.pull, spacing_mm=COMPARED_MM)
         say(f"refinement, {refine} steps")
         frame = grid.finer(frame, grid.REFINE_MM)
         keep = refine_around == "network"

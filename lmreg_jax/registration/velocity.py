@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from lmreg_jax.core import fields
 from lmreg_jax.core.objective import field_stride
@@ -26,7 +25,7 @@ from lmreg_jax.registration.grid import Frame, Pair, finer
 Array = NDArray[Any]
 
 STRIDE = 2  # image voxels for each velocity voxel where no model says otherwise
-TAPER_MM = (40.0, 120.0)  # width of the margin in which a velocity falls to zero
+TAPER, TAPER_MM = 3.0, (30.0, 80.0)  # width of the margin in which a velocity falls to zero
 INTEGRATION_MM = 4.0  # displacements are kept on a grid no coarser than this,
 FINE_INTEGRATION_MM = 2.7  # or than this, where on the former the two directions miss each other by
 INVERSE_MM = 0.18  # more than this (95th percentile of |T^-1(T(x)) - x|)
@@ -67,25 +66,25 @@ def resampled(field: Field, like: Field) -> Array:
     """The velocity, mm, on the (axis-aligned) grid of `like`; trilinear, extended by the edge."""
     shape, step = like.velocity.shape[:3], like.spacing / field.spacing
     offset = (like.affine[:3, 3] - field.affine[:3, 3]) / field.spacing
-    channels = [
-        ndimage.affine_transform(
-            field.velocity[..., c], np.diag(step), offset, shape, order=1, mode="nearest"
-        )
-        for c in range(3)
-    ]
-    return np.stack(channels, axis=-1).astype(np.float32)
+    out = field.velocity
+    for axis in range(3):
+        index = offset[axis] + step[axis] * np.arange(shape[axis])
+        each = np.eye(out.shape[axis], dtype=np.float32)
+        weights = np.stack([np.interp(index, np.arange(len(each)), row) for row in each])
+        out = np.moveaxis(np.tensordot(out, weights.astype(np.float32), (axis, 0)), -1, axis)
+    return np.ascontiguousarray(out, np.float32)
 
 
 def padded(field: Field) -> Field:
     """The velocity with a margin in which it falls smoothly to zero, so that its flow ends there.
 
-    The margin is four times as wide as the largest motion at the border (within TAPER_MM): the fall
-    then strains the tissue by less than one half.
+    The margin is TAPER times as wide as the largest motion at the border (within TAPER_MM): the fall
+    then strains what lies there, outside the grid, by about one half.
     """
     v = field.velocity
     border = max(float(np.abs(v.take(end, axis)).max()) for axis in range(3) for end in (0, -1))
     # In steps of 20 mm: few different sizes, so that compiled programs fit again.
-    margin = np.ceil(20 * np.ceil(np.clip(4 * border, *TAPER_MM) / 20) / field.spacing).astype(int)
+    margin = np.ceil(20 * np.ceil(np.clip(TAPER * border, *TAPER_MM) / 20) / field.spacing).astype(int)
     out = np.pad(v, [*((int(m), int(m)) for m in margin), (0, 0)], mode="edge")
     for axis, m in enumerate(margin):
         ramp = np.sin(np.linspace(0, np.pi / 2, m + 1)[:-1]) ** 2
@@ -96,15 +95,17 @@ def padded(field: Field) -> Field:
     return Field(out, affine)
 
 
-def transforms_of(field: Field, pull: Array, points: Array | None = None) -> tuple[Transform, Transform]:
+def transforms_of(
+    field: Field, pull: Array, points: Array | None = None, spacing_mm: float = INTEGRATION_MM
+) -> tuple[Transform, Transform]:
     """(fixed -> moving, moving -> fixed) of exp(velocity) and the affine; both diffeomorphic.
 
-    The velocity is padded (`padded`), read trilinearly on a grid of at most INTEGRATION_MM and
+    The velocity is padded (`padded`), read trilinearly on a grid of at most `spacing_mm` and
     integrated there forwards and backwards, so that the two are each other's inverse but for what
     trilinear reading between the voxels leaves. Where that is more than INVERSE_MM at `points`
     [K, 3], fixed RAS mm, a finer grid is taken, for three times the room and time.
     """
-    forward, backward = _integrated(field, pull, INTEGRATION_MM)
+    forward, backward = _integrated(field, pull, spacing_mm)
     if points is not None:
         gap = transform_points(backward, transform_points(forward, points)) - points
         if np.percentile(np.linalg.norm(gap, axis=1), 95) > INVERSE_MM:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -46,6 +46,11 @@ FILES = {
     "report.html": "the same with all numbers; needs no other file",
     "report.json": "all numbers",
 }
+EXTRAS = {  # written on request
+    "displacement": ("displacement.nii.gz", "inverse_displacement.nii.gz"),
+    "jacobian": ("jacobian.nii.gz",),
+    "uncertainty": ("uncertainty.nii.gz",),
+}
 
 
 class Written(NamedTuple):
@@ -65,14 +70,18 @@ def write_results(
     model: Model | None = None,
     landmarks: tuple[Points, Points] | None = None,
     airways: tuple[Array, Array] | None = None,
+    save: Collection[str] = (),
     seconds: Mapping[str, float] | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Written:
-    """Writes FILES into `folder`, but for the page to look at.
+    """Writes FILES into `folder`, but for the page to look at, and of EXTRAS those named by `save`.
 
     landmarks: (fixed, moving), RAS mm by name; airways: both centrelines [N, 3], for the verdict. Without
-    SimpleITK the .h5 files are left out, and the notes say so.
+    SimpleITK dense fields take the place of the .h5 files, and the notes say so. Raises InputError over a
+    name that is not in EXTRAS.
     """
+    if unknown := set(save) - set(EXTRAS):
+        raise InputError(f"save {', '.join(sorted(unknown))}: expected some of {', '.join(EXTRAS)}")
     shape, affine = fixed.scan.volume.data.shape, fixed.scan.volume.affine
     notes = list(found.notes)
     for role, side in (("fixed", fixed), ("moving", moving)):
@@ -83,18 +92,19 @@ def write_results(
     write_native(folder / "warped.nii.gz", fixed.scan, warped, moving.scan.dtype)
     del warped
     say("transforms")
-    notes += _write_transforms(folder, fixed, moving, found)
+    notes += _write_transforms(folder, fixed, moving, found, "displacement" in save)
     determinant = jacobian(found.forward, shape, affine)
     summary = measures.summary(found, fixed, moving, landmarks, determinant)
     gap = summary["motion"]["inverse_error"]["p95_mm"]
     if gap > velocity.INVERSE_WANTED_MM:
         # First: the picture has room for a few.
         notes.insert(0, f"forward and inverse differ by {gap:.2f} mm in the lungs (95th percentile)")
-    say("jacobian and uncertainty")
-    write_native(folder / "jacobian.nii.gz", fixed.scan, rounded(determinant, MAP_BITS))
+    if "jacobian" in save:
+        write_native(folder / "jacobian.nii.gz", fixed.scan, rounded(determinant, MAP_BITS))
     del determinant
     sd = measures.uncertainty_on(found, shape, affine)
-    write_native(folder / "uncertainty.nii.gz", fixed.scan, rounded(sd, MAP_BITS))
+    if "uncertainty" in save:
+        write_native(folder / "uncertainty.nii.gz", fixed.scan, rounded(sd, MAP_BITS))
     inside = sd[(fixed.lungs.data != 0) & (sd >= 0)]
     mean_sd = float(inside.mean()) if inside.size else None
     del sd, inside
@@ -172,20 +182,24 @@ def _write_json(folder: Path, numbers: Mapping[str, Any]) -> None:
         temporary.write_text(json.dumps(numbers, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def _write_transforms(folder: Path, fixed: Side, moving: Side, found: Registered) -> list[str]:
-    """Both directions, dense and as ITK composites; what had to be left out, in words."""
-    for name, transform, side in (("", found.forward, fixed), ("inverse_", found.inverse, moving)):
-        path = folder / f"{name}displacement.nii.gz"
-        write_displacement(path, transform, side.scan.shape, side.scan.affine)
+def _write_transforms(folder: Path, fixed: Side, moving: Side, found: Registered, dense: bool) -> list[str]:
+    """Both directions as ITK composites, and dense where wanted; what had to be left out, in words."""
+    notes = []
     try:
         write_itk(folder / "transform.h5", found.forward)
         write_itk(folder / "inverse_transform.h5", found.inverse)
     except InputError:
-        return [
+        dense = True
+        notes.append(
             "transform.h5 and inverse_transform.h5 are not written, since SimpleITK is not installed:"
-            ' pip install "lmreg_jax[itk]"'
-        ]
-    return []
+            ' pip install "lmreg_jax[itk]"; displacement.nii.gz and its inverse hold the same on the grids of'
+            " the scans"
+        )
+    for name, transform, side in (("", found.forward, fixed), ("inverse_", found.inverse, moving)):
+        if dense:
+            path = folder / f"{name}displacement.nii.gz"
+            write_displacement(path, transform, side.scan.shape, side.scan.affine)
+    return notes
 
 
 def headline(numbers: Mapping[str, Any], fixed: Side, moving: Side) -> list[str]:

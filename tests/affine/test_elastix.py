@@ -264,14 +264,14 @@ def test_a_cohort_leaves_no_process_behind(stand_in: Path, caplog: pytest.LogCap
     cohort = read_cohort(
         stand_in, shape=(24, 16, 24), spacing_mm=16.0, alignment="elastix", reference="c0", progress=False
     )
-    assert "c1: elastix failed (implausible" in caplog.text  # it was asked
+    assert "c1: affine by elastix failed (implausible" in caplog.text  # it was asked
     assert cohort.case("c1").alignment == "moments" and elastix._worker is None
 
 
 def test_a_cohort_does_not_keep_what_a_dead_process_left_undone(stand_in: Path) -> None:
     subjects(stand_in)
     (stand_in / "itk.py").write_text("raise ImportError('libGL')", encoding="utf-8")
-    with pytest.raises(InputError, match="c1: elastix: its process ended, .*libGL.*'moments'"):
+    with pytest.raises(InputError, match="c1: elastix: its process ended, .*libGL.*'images'"):
         read_cohort(
             stand_in, shape=(24, 16, 24), spacing_mm=16.0, alignment="elastix", reference="c0", progress=False
         )
@@ -293,10 +293,9 @@ def test_the_command_has_no_process_beside_it_when_it_writes(
     output = stand_in / "out"
     words = ["register", *scans, "--output", str(output), "--fixed-mask", masks[0], "--moving-mask", masks[1]]
     main([*words, "--model", "none", "--refine", "0", "--affine", "elastix", "--quiet"])
-    assert seen.pop("fixed scan and its lungs") and seen.pop("moving scan and its lungs")
-    assert seen.pop("airway landmarks") and seen.pop("affine alignment") and not any(seen.values())
+    assert seen.pop("both scans") and seen.pop("affine alignment") and not any(seen.values())
     notes = json.loads((output / "report.json").read_text(encoding="utf-8"))["notes"]
-    assert any("elastix failed (implausible" in note for note in notes)
+    assert any("affine by elastix failed (implausible" in note for note in notes)
 
 
 @pytest.mark.parametrize("end", ["pass", "os._exit(3)", "os.kill(os.getpid(), 9)", "raise SystemExit(2)"])

@@ -72,6 +72,7 @@ def aligned(scans: Path) -> Path:
         ),
         *("--fixed-mask", scans / "f_lungs.nii.gz", "--moving-mask", scans / "m_lungs.nii.gz"),
         *("--fixed-landmarks", scans / "f.csv", "--moving-landmarks", scans / "m.csv", "--refine", 4),
+        *("--save", "displacement", "jacobian", "uncertainty"),
     )
     return scans / "out"
 
@@ -143,7 +144,7 @@ def test_with_the_shipped_network_and_a_refinement_around_it(
     f.symlink_to(scans / "f.nii.gz")
     m.symlink_to(scans / "m.nii.gz")
     options = ("--affine", "moments", "--refine", 1, "--refine-around", "network")
-    options += ("--refine-objective", objective)
+    options += ("--refine-objective", objective, "--save", "uncertainty")
     masks = ("--fixed-mask", scans / "f_lungs.nii.gz", "--moving-mask", scans / "m_lungs.nii.gz")
     lmreg(f, m, "--output", tmp_path / "out", *options, *masks)
     report = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
@@ -209,15 +210,15 @@ def test_bad_input_ends_in_one_line_and_status_2(
     assert not [p for p in (*tmp_path.iterdir(), *scans.iterdir()) if p.name.startswith(".writing")]
 
 
-def test_without_simpleitk_all_but_the_h5_files(
+def test_without_simpleitk_dense_fields_take_the_place_of_the_h5_files(
     scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "SimpleITK", None)  # import raises ImportError
     monkeypatch.setenv("LMREG_MODEL", "none")
-    options = ("--affine", "moments", "--refine", 0)
+    options = ("--affine", "moments", "--refine", 0, "--save", "uncertainty")
     lmreg(scans / "f.nii.gz", scans / "m.nii.gz", "--output", tmp_path / "out", *options)
     written = {path.name for path in (tmp_path / "out").iterdir()}
-    assert written == set(FILES) - {"transform.h5", "inverse_transform.h5"}
+    assert written == set(FILES) - {"transform.h5", "inverse_transform.h5", "jacobian.nii.gz"}
     said = capsys.readouterr()
     assert 'pip install "lmreg_jax[itk]"' in said.err
     assert "affine alignment only" in said.err

@@ -107,7 +107,7 @@ def test_elastix_that_fails_falls_back_by_case_and_says_so(cohort_folder, monkey
     monkeypatch.setattr(elastix, "align", fails)
     cohort = read(cohort_folder, alignment="elastix", reference="c1")
     assert [c.alignment for c in cohort.cases] == ["moments", "reference", *["moments"] * 3]
-    assert "c0: elastix failed (went astray): aligned by the lungs' moments only" in caplog.text
+    assert "c0: affine by elastix failed (went astray): aligned by the lungs' moments only" in caplog.text
 
 
 def test_oblique_lps_scans_with_their_own_grids_agree_with_ras_ones(root):

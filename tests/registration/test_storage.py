@@ -38,7 +38,7 @@ def points() -> np.ndarray:
     return random[thorax(random, 0) > -950]
 
 
-@pytest.fixture(scope="module", params=["moments", pytest.param("elastix", marks=needs_elastix)])
+@pytest.fixture(scope="module", params=["moments", "images", pytest.param("elastix", marks=needs_elastix)])
 def expected(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, points: np.ndarray
 ) -> tuple[str, np.ndarray]:
@@ -69,14 +69,16 @@ def test_the_storage_does_not_move_the_body(
     there = registered(
         stored(tmp_path / "f.nii.gz", 0, *fixed), stored(tmp_path / "m.nii.gz", 1, *moving), points, affine
     )
+    if affine == "images" and usual > 0.01:  # whose optimum between two people is flat
+        usual, largest = 0.15, 0.2
     difference = np.linalg.norm(there - plain, axis=1)
     assert np.percentile(difference, 95) < usual, difference.max()
     assert difference.max() < largest
 
 
-@needs_elastix
-def test_elastix_moves_the_body_hardly_more(tmp_path: Path, points: np.ndarray) -> None:
-    """Its optimum is flat, and found to 0.02 mm all the same."""
+@pytest.mark.parametrize("method", ["images", pytest.param("elastix", marks=needs_elastix)])
+def test_the_images_move_the_body_hardly_more(method: str, tmp_path: Path, points: np.ndarray) -> None:
+    """The optimum is flat, and found to 0.2 mm (elastix: 0.02 mm) all the same."""
 
     def moved(name: str, fixed: Any, moving: Any) -> np.ndarray:
         files = (
@@ -86,12 +88,13 @@ def test_elastix_moves_the_body_hardly_more(tmp_path: Path, points: np.ndarray) 
         sides = [read_side(file) for file in files]
         scans = [side.scan.volume for side in sides]
         images = [Volume(window(scan.data, (-1000, 400)), scan.affine) for scan in scans]
-        found = align_pair(*images, sides[0].lungs, sides[1].lungs, "elastix", (scans[0], scans[1]))
-        assert found.method == "elastix"
+        found = align_pair(*images, sides[0].lungs, sides[1].lungs, method, (scans[0], scans[1]))
+        assert found.method == method
         return apply_affine(found.pull, points)
 
+    limits = (0.2 if method == "images" else 0.05), (1e-4 if method == "images" else 1e-6)
     expected = moved("plain", (PLAIN, "RAS"), (PLAIN, "RAS"))
     for name in CASES:
         fixed, moving, *_ = CASES[name]
         difference = np.linalg.norm(moved(name.replace(" ", "_"), fixed, moving) - expected, axis=1)
-        assert difference.max() < (1e-6 if name == "other orientations" else 0.05), name
+        assert difference.max() < limits[name == "other orientations"], name
