@@ -6,7 +6,7 @@ the doubts that a result has to pass (`accepted`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +17,7 @@ from scipy import ndimage
 from scipy.optimize import minimize
 
 from lmreg_jax.core import fields
-from lmreg_jax.imaging.resampling import inside, resample
+from lmreg_jax.imaging.resampling import downsample, inside, resample
 from lmreg_jax.imaging.volume import Volume, apply_affine, spacing
 
 Array = NDArray[Any]
@@ -61,16 +61,23 @@ def align(
     [X, Y, Z], each on its own grid, in [0, 1]; the masks, on any grids, tell where to look, widened by
     the chest wall. Raises RuntimeError where the result is not plausible.
     """
-    images = paired(fixed, moving, fixed_mask, moving_mask, initial)
+    images = paired(fixed, moving, fixed_mask, moving_mask, initial, by=resample)
     return accepted(images, [descended(images)])
 
 
 def paired(
-    fixed: Volume, moving: Volume, fixed_mask: Volume | None, moving_mask: Volume | None, initial: Array
+    fixed: Volume,
+    moving: Volume,
+    fixed_mask: Volume | None,
+    moving_mask: Volume | None,
+    initial: Array,
+    by: Callable[..., Array] = downsample,
 ) -> Images:
     """Both images on one grid of GRID_MM over the lungs and their surroundings.
 
-    By one filter, whatever the scans' voxels and axes: it is the images' differences that are aligned.
+    by: reads an image on that grid; `downsample` by one filter, whatever the scans' voxels and axes, since
+    it is the images' differences that are aligned; `resample`, in a fifth of the time, where they are
+    smoothed further.
     """
     shape, affine = _grid_around(fixed, fixed_mask)
     mask = None
@@ -82,8 +89,8 @@ def paired(
         # What one scan does not show must not be compared with air.
         mask &= inside(fixed, shape, affine) & inside(moving, shape, affine, pull=initial)
     return Images(
-        resample(fixed, shape, affine, fill=0.0),
-        resample(moving, shape, affine, fill=0.0, pull=initial),
+        by(fixed, shape, affine, fill=0.0),
+        by(moving, shape, affine, fill=0.0, pull=initial),
         mask,
         affine,
         initial,

@@ -47,6 +47,7 @@ def test_litres_and_scales_that_differ_are_reported() -> None:
     assert any("scales by" in note for note in notes)
 
 
+@pytest.mark.slow
 def test_lungs_cut_at_the_sides_are_compared_where_both_scans_show_them() -> None:
     moving, out = lungs(1), beyond("left", -30.0)
     moving.data[out] = 0

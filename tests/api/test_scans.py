@@ -60,6 +60,7 @@ def test_landmarks_of_a_moved_subject_are_found(pair: Any, result: lm.Result) ->
     np.testing.assert_allclose(result.inverse(result.transform(p)), p, atol=0.2)
 
 
+@pytest.mark.slow
 def test_nibabel_images_give_the_transform_of_files(pair: Any, result: lm.Result) -> None:
     images = [image(side[0]) for side in pair]
     masks = [image(side[1]) for side in pair]

@@ -78,6 +78,7 @@ def test_terms_are_those_of_training() -> None:
     assert float(found["total"]) == pytest.approx(float(found["image"] + found["prior"]))
 
 
+@pytest.mark.slow
 def test_contrast_medium_moves_nothing_by_local_correlation() -> None:
     """No motion, but intensities scaled by a factor that falls from 1 to 0.5 across the image: squared
     differences take that for motion, local correlation does not, and it finds a known motion beneath."""

@@ -132,6 +132,7 @@ def test_without_a_model_it_is_affine_and_refinement() -> None:
     assert (sd[fixed.lungs.data > 0] > 0).all()
 
 
+@pytest.mark.slow
 def test_a_cut_off_base_does_not_pull_the_lung() -> None:
     """The same subject, its lower third missing in one scan: nothing to move, and nothing moves."""
     whole = sides(np.eye(4))[0]

@@ -122,6 +122,7 @@ def test_a_second_pair_compiles_nothing(caplog: pytest.LogCaptureFixture) -> Non
     assert compiled[0] > 0 and compiled[1] == 0
 
 
+@pytest.mark.slow
 def test_refinement_around_the_start_keeps_what_no_image_speaks_of() -> None:
     shape = (16, 16, 16)
     flat, everywhere = np.full(shape, 0.5, np.float32), np.ones(shape, bool)
