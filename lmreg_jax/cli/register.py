@@ -6,6 +6,7 @@ import argparse
 import os
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,8 @@ With --save, too:
   displacement.nii.gz, inverse_displacement.nii.gz    both transforms as dense fields on the scans' grids
   jacobian.nii.gz, uncertainty.nii.gz                 on the fixed grid
 
+lmreg register --pairs pairs.csv --output study aligns many pairs, one after the other, in one process.
+
 The verdict (good, check, poor) says whether the result can be used as it is, and why not.
 Without --model (or LMREG_MODEL) the weights that come with the package are used, which have seen synthetic
 lungs only."""
@@ -46,8 +49,16 @@ def add(subparsers: Any) -> None:
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("fixed", metavar="FIXED", help="scan that stays as it is")
-    parser.add_argument("moving", metavar="MOVING", help="scan that is warped onto it")
+    parser.add_argument("fixed", metavar="FIXED", nargs="?", help="scan that stays as it is")
+    parser.add_argument("moving", metavar="MOVING", nargs="?", help="scan that is warped onto it")
+    parser.add_argument(
+        "--pairs",
+        type=Path,
+        metavar="CSV",
+        help="many pairs instead: fixed,moving and, if wanted, name, fixed_mask, moving_mask,"
+        " fixed_landmarks, moving_landmarks; a folder each in --output, and a summary, the worst first. Goes"
+        " on where an earlier run was cut off",
+    )
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="a new folder")
     parser.add_argument(
         "--model", metavar="DIR", help="a training or model; 'none': no network (default: the shipped one)"
@@ -109,13 +120,30 @@ def add(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Reads, registers, writes; prints where the results are and the numbers that matter."""
+    from lmreg_jax.io.outputs import resolved
+
+    _check(args)
+    if args.pairs:
+        from lmreg_jax.cli.batch import run_pairs
+
+        run_pairs(args, _model, registered)
+        return
+    clock = Clock(quiet=args.quiet)
+    numbers = registered(args, clock, lambda: _model(args.model))
+    _tell(resolved(args.output), numbers, clock)
+
+
+def registered(
+    args: argparse.Namespace, clock: Clock, model_of: Callable[[], Model | None]
+) -> dict[str, Any]:
+    """Registers `args.fixed` and `args.moving` and writes the folder `args.output`; the report's numbers.
+
+    model_of: the model, asked for once the output was tried out.
+    """
     from lmreg_jax import _compilation_cache as compilation_cache
     from lmreg_jax.affine import elastix
     from lmreg_jax.io.outputs import new_folder, resolved
     from lmreg_jax.report.output import FILES, write_page, write_results
-
-    _check(args)
-    clock = Clock(quiet=args.quiet)
 
     def say(doing: str) -> None:
         if clock.doing == "affine alignment":
@@ -127,7 +155,7 @@ def run(args: argparse.Namespace) -> None:
         compilation_cache.enable()
         if args.affine == "elastix":
             elastix.start()  # it loads while the scans are read
-        model = _model(args.model)
+        model = model_of()
         _check_refinement(args, model)
         from lmreg_jax.api.scans import register_scans
 
@@ -162,19 +190,22 @@ def run(args: argparse.Namespace) -> None:
         )
     output = resolved(args.output)
     say("report")
-    numbers = write_page(output, written, result.fixed, result.moving)
-    _tell(output, numbers, clock)
+    return write_page(output, written, result.fixed, result.moving)
 
 
 def _check(args: argparse.Namespace) -> None:
     """Options that contradict each other, before any work."""
+    if args.pairs and (args.fixed or args.fixed_mask or args.moving_mask or args.fixed_landmarks):
+        raise InputError("--pairs: scans, masks and landmarks stand in its table, not beside it")
+    if not args.pairs and not args.moving:
+        raise InputError("give FIXED and MOVING, or --pairs CSV")
     if args.refine < 0:
         raise InputError(f"--refine {args.refine}: expected 0 or more steps")
     if bool(args.fixed_landmarks) != bool(args.moving_landmarks):
         raise InputError("--fixed-landmarks and --moving-landmarks belong together: give both or none")
     if args.refine_objective == "correlation" and not args.refine:
         raise InputError("--refine-objective correlation: give --refine N, too")
-    if args.guidance == "given" and not args.fixed_landmarks:
+    if args.guidance == "given" and not (args.fixed_landmarks or args.pairs):
         raise InputError("--guidance given: give --fixed-landmarks and --moving-landmarks")
 
 
