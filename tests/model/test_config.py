@@ -39,7 +39,7 @@ def test_an_unknown_variant_names_the_known() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"data__alignment": "affine"}, r"config\.data\.alignment is 'affine'; one of 'auto', 'el"),
+        ({"data__alignment": "affine"}, r"config\.data\.alignment is 'affine'; one of 'auto', 'im"),
         ({"model__field_stride": 3}, "one of 1, 2, 4 is needed"),
         ({"objective__image": "mi"}, r"objective\.image is 'mi'; one of 'ssd'"),
         ({"train__steps": 0}, r"config\.train\.steps is 0; it must be above 0"),
