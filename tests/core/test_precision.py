@@ -85,7 +85,7 @@ def outcome(dtype: Any, normalisation: str) -> Outcome:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("normalisation", ["none", pytest.param("instance", marks=pytest.mark.versions)])
+@pytest.mark.parametrize("normalisation", ["none", "instance"])
 def test_float32_is_float64_up_to_its_rounding(normalisation: str) -> None:
     with jax.enable_x64(True):
         exact = outcome(jnp.float64, normalisation)

@@ -30,7 +30,6 @@ VALUES = {
 }
 
 
-@pytest.mark.versions
 @pytest.mark.slow
 def test_two_runs_end_with_the_same_bits(tmp_path: Path) -> None:
     root = tiny_cohort.write_cohort(tmp_path / "cohort", ("train",) * 3 + ("validation",) * 2)

@@ -207,7 +207,6 @@ def test_two_processes_train_as_one_by_the_script_for_one_machine(command: Comma
     assert sorted(name for name in written if name.isdigit()) == ["2", "4", "6", "8"]
 
 
-@pytest.mark.versions
 @pytest.mark.slow
 def test_a_checkpoint_goes_on_with_any_number_of_devices_and_processes(
     command: Command, alone: Path, caplog: pytest.LogCaptureFixture

@@ -137,7 +137,6 @@ def test_four_devices_train_as_one(state: TrainState, batch: Batch, parallel: An
     assert_equal(training.unreplicate(together), copies[0])
 
 
-@pytest.mark.versions
 @pytest.mark.slow
 @pytest.mark.parametrize("pairs", [8, 12])
 def test_any_batch_that_divides_trains_on_four_devices_as_on_one(pairs: int) -> None:
