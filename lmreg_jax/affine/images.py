@@ -243,7 +243,7 @@ def _grid_around(fixed: Volume, mask: Volume | None) -> tuple[tuple[int, int, in
 
 
 def _doubt(residual: Array) -> str:
-    """Why what is added to an alignment cannot be right, in words; "" where nothing speaks against it."""
+    """Why what is added to an alignment cannot be right; "" where nothing speaks against it."""
     if not np.isfinite(residual).all():
         return "implausible result, not all of it are numbers"
     stretch = np.linalg.svd(residual[:3, :3], compute_uv=False)

@@ -56,8 +56,8 @@ def add(subparsers: Any) -> None:
         type=Path,
         metavar="CSV",
         help="many pairs instead: fixed,moving and, if wanted, name, fixed_mask, moving_mask,"
-        " fixed_landmarks, moving_landmarks; a folder each in --output, and a summary, the worst first. Goes"
-        " on where an earlier run was cut off",
+        " fixed_landmarks, moving_landmarks; a folder each in --output, and a summary, the worst first. The"
+        " same command resumes a run that was cut off",
     )
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="a new folder")
     parser.add_argument(

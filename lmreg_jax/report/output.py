@@ -183,7 +183,7 @@ def _write_json(folder: Path, numbers: Mapping[str, Any]) -> None:
 
 
 def _write_transforms(folder: Path, fixed: Side, moving: Side, found: Registered, dense: bool) -> list[str]:
-    """Both directions as ITK composites, and dense where wanted; what had to be left out, in words."""
+    """Both directions as ITK composites, and dense where wanted; notes on what had to be left out."""
     notes = []
     try:
         write_itk(folder / "transform.h5", found.forward)
